@@ -1,0 +1,1 @@
+"""Learns: graph embeddings larger than memory, their evaluation and their publication."""

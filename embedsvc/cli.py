@@ -1,0 +1,75 @@
+"""`embedsvc import | train | eval | publish | run`.
+
+Heavy libraries are imported inside the functions, so that --help answers at once.
+"""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[Path, typer.Argument(help="TOML file with your settings.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Settings that differ, such as train.lr=0.05.", show_default=False),
+]
+Replace = Annotated[
+    bool, typer.Option("--replace", help="Replace the graph and forget what was trained on it.")
+]
+
+
+def import_(config: Config, overrides: Overrides = None, replace: Replace = False) -> None:
+    """Raw edges -> a partitioned graph in [run] dir.
+
+    Example: `embedsvc import graph.toml graph.skip_bad=true`
+    """
+    from embedsvc.road import Road
+
+    Road.open(config, overrides).import_graph(replace=replace)
+
+
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Graph -> checkpoint. The same command goes on after a stop, a kill or more train.epochs.
+
+    Example: `embedsvc train graph.toml train.lr=0.05 model.dim=200`
+    """
+    from embedsvc.road import Road
+
+    Road.open(config, overrides).train()
+
+
+def eval_(config: Config, overrides: Overrides = None) -> None:
+    """Checkpoint -> exact filtered ranks and recommendation metrics.
+
+    Example: `embedsvc eval graph.toml eval.split=valid`
+    """
+    from embedsvc.road import Road
+
+    Road.open(config, overrides).evaluate()
+
+
+def publish(config: Config, overrides: Overrides = None) -> None:
+    """Checkpoint -> a published version that `embedsvc serve` answers from.
+
+    Example: `embedsvc publish graph.toml`
+    """
+    from embedsvc.road import Road
+
+    Road.open(config, overrides).publish()
+
+
+def run(config: Config, overrides: Overrides = None) -> None:
+    """The whole road: import, train, eval, publish. What is done already is not done again.
+
+    Example: `embedsvc run scripts/examples/fb15k237.toml`
+    """
+    from embedsvc.road import Road
+
+    start = time.perf_counter()
+    road = Road.open(config, overrides)
+    road.import_graph(if_needed=True)
+    road.train()
+    road.evaluate()
+    road.publish()
+    typer.echo(f"done in {time.perf_counter() - start:.1f} s")

@@ -1,0 +1,124 @@
+"""Top-k lists for every lhs of a relation, over all rhs, what training showed left out.
+
+Recall@k and NDCG@k of the model beside a most-popular baseline, which it must beat to be of use.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embedsvc.evaluation import metrics
+from embedsvc.trained import EdgeIds, Trained
+from partitions.graph import slots_of
+
+_TILE_QUERIES = 512
+
+
+@dataclass(frozen=True)
+class RecommendReport:
+    """Means over lists; standard errors over lists, which are the independent unit."""
+
+    relation: str
+    k: int
+    num_lists: int
+    recall: float
+    recall_se: float
+    ndcg: float
+    popular_recall: float
+    popular_ndcg: float
+
+
+@torch.no_grad()
+def evaluate_lists(trained: Trained, relation: str, split: str, k: int) -> RecommendReport:
+    """Lists of the lhs that have an edge in `split`; train (for test also valid) edges are seen."""
+    graph = trained.graph
+    rel = graph.relation_id(relation)
+    rhs_type = graph.relations[rel].rhs
+    relevant = _of(trained.edges(split), rel)
+    seen = [_of(trained.edges("train"), rel)]
+    if split == "test":
+        seen.append(_of(trained.edges("valid"), rel))
+    seen_lhs = np.concatenate([part.lhs for part in seen])
+    seen_rhs = np.concatenate([part.rhs for part in seen])
+    lhs = np.unique(relevant.lhs)
+    popular = np.bincount(seen[0].rhs, minlength=graph.num_entities(rhs_type)).astype(np.float32)
+    model_hits, popular_hits = [], []
+    for at in range(0, len(lhs), _TILE_QUERIES):
+        block = lhs[at : at + _TILE_QUERIES]
+        mask_query, mask_id = _rows_of(block, seen_lhs, seen_rhs)
+        goal_query, goal_id = _rows_of(block, relevant.lhs, relevant.rhs)
+        ids = _model_lists(trained, rel, block, mask_query, mask_id, k)
+        model_hits.append(_hits(ids, goal_query, goal_id))
+        scores = np.broadcast_to(popular, (len(block), len(popular))).copy()
+        scores[mask_query, mask_id] = -np.inf
+        _, top = torch.from_numpy(scores).topk(min(k, scores.shape[1]))
+        popular_hits.append(_hits(top.numpy(), goal_query, goal_id))
+    num_relevant = np.unique(relevant.lhs, return_counts=True)[1]
+    hits, baseline = np.concatenate(model_hits), np.concatenate(popular_hits)
+    recall = metrics.recall_at(hits, num_relevant)
+    return RecommendReport(
+        relation,
+        k,
+        len(lhs),
+        float(recall.mean()),
+        float(recall.std() / np.sqrt(len(lhs))),
+        float(metrics.ndcg_at(hits, num_relevant).mean()),
+        float(metrics.recall_at(baseline, num_relevant).mean()),
+        float(metrics.ndcg_at(baseline, num_relevant).mean()),
+    )
+
+
+def _of(edges: EdgeIds, rel: int) -> EdgeIds:
+    return edges.take(np.flatnonzero(edges.rel == rel))
+
+
+def _rows_of(
+    block: NDArray[np.int64], lhs: NDArray[np.int64], rhs: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(place in block, rhs) of each edge whose lhs is in `block` (sorted)."""
+    at = np.minimum(np.searchsorted(block, lhs), len(block) - 1)
+    hit = np.flatnonzero(block[at] == lhs)
+    return at[hit], rhs[hit]
+
+
+def _model_lists(
+    trained: Trained,
+    rel: int,
+    block: NDArray[np.int64],
+    mask_query: NDArray[np.int64],
+    mask_id: NDArray[np.int64],
+    k: int,
+) -> NDArray[np.int64]:
+    """int64 [block, k] ids, best first; partitions stream by and only the best k are kept."""
+    graph, model = trained.graph, trained.model
+    relation = graph.relations[rel]
+    query = model.move(
+        trained.gather(relation.lhs, block), torch.full((len(block),), rel, dtype=torch.int64)
+    )
+    best_score = torch.empty(len(block), 0)
+    best_id = torch.empty(len(block), 0, dtype=torch.int64)
+    starts = graph.starts[relation.rhs]
+    for at, slot in enumerate(slots_of(graph.entity_types[relation.rhs])):
+        score = model.comparator.blocks(query, torch.from_numpy(trained.vectors(slot)))
+        here = (mask_id >= starts[at]) & (mask_id < starts[at + 1])
+        score[
+            torch.from_numpy(mask_query[here]), torch.from_numpy(mask_id[here] - starts[at])
+        ] = -torch.inf
+        ids = torch.arange(starts[at], starts[at + 1]).expand(len(block), -1)
+        score, ids = torch.cat([best_score, score], 1), torch.cat([best_id, ids], 1)
+        best_score, places = score.topk(min(k, score.shape[1]))
+        best_id = ids.gather(1, places)
+    found: NDArray[np.int64] = best_id.masked_fill(best_score == -torch.inf, -1).numpy()
+    return found
+
+
+def _hits(
+    ids: NDArray[np.int64], goal_query: NDArray[np.int64], goal_id: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """bool like `ids`: whether the item at each place is a goal of its list."""
+    span = max(int(ids.max(initial=0)), int(goal_id.max(initial=0))) + 1
+    goals = goal_query * span + goal_id
+    places = np.arange(len(ids))[:, None] * span + ids
+    return np.isin(np.where(ids < 0, -1, places), goals)

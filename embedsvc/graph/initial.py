@@ -1,0 +1,40 @@
+"""First vectors: a pure function of the seed and the key's hash.
+
+An entity starts at the same place whatever its partition, its offset and the order of the input,
+and a row that training never touched need not be stored. The sum of four 16-bit uniforms from one
+64-bit hash is bell-shaped (variance 4/12), needs no logarithm, and so has the same bits everywhere.
+"""
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from partitions.hashing import GOLDEN, mix
+
+_GOLDEN = np.uint64(GOLDEN)
+_LOW = np.uint64(0xFFFF)
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill(seed, hashes, scale, out):  # type: ignore[no-untyped-def]
+    # The four fields sum to [0, 4 * 65535]: centre at 131070, deviation 65536 / sqrt(3).
+    unit = np.float32(scale * np.sqrt(3.0) / 65536.0)
+    start = mix(np.uint64(seed))
+    for row in range(out.shape[0]):
+        state = mix(hashes[row] ^ start)
+        for column in range(out.shape[1]):
+            state += _GOLDEN
+            bits = mix(state)
+            total = np.int64(0)
+            for shift in range(0, 64, 16):
+                total += np.int64((bits >> np.uint64(shift)) & _LOW)
+            out[row, column] = np.float32(total - 131070) * unit
+
+
+def initial_vectors(
+    seed: int, hashes: NDArray[np.uint64], dim: int, scale: float
+) -> NDArray[np.float32]:
+    """float32 [len(hashes), dim], mean 0 and standard deviation `scale`."""
+    out = np.empty((len(hashes), dim), np.float32)
+    _fill(np.uint64(seed), hashes, scale, out)
+    return out

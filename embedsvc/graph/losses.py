@@ -1,0 +1,94 @@
+"""Losses: what a true edge's score and its negatives' scores cost; and regularizers.
+
+The whole job of adding a loss: one class here. Contract tests cover it by its being registered.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from partitions.errors import ConfigError
+from partitions.registry import Registry
+
+
+class Loss(Protocol):
+    def __call__(self, pos: Tensor, neg: Tensor) -> Tensor:
+        """pos: float [..., C], scores of true edges; neg: float [..., C, N], scores of their
+        negatives, -inf marks a masked slot. Returns [..., C], each edge's loss; N = 0 is allowed.
+        """
+
+
+LOSSES: Registry[Loss] = Registry("loss")
+
+
+@LOSSES.add("softmax")
+@dataclass(frozen=True)
+class SoftmaxLoss:
+    """Cross-entropy of the true edge among its negatives.
+
+    loss = -pos + log(exp(pos) + sum over n of exp(neg[n]))
+    """
+
+    def __call__(self, pos: Tensor, neg: Tensor) -> Tensor:
+        return torch.cat([pos.unsqueeze(-1), neg], dim=-1).logsumexp(-1) - pos
+
+
+@LOSSES.add("logistic")
+@dataclass(frozen=True)
+class LogisticLoss:
+    """Binary cross-entropy; the negatives of an edge weigh as much as the edge itself.
+
+    loss = log(1 + exp(-pos)) + mean over unmasked n of log(1 + exp(neg[n]))
+    """
+
+    def __call__(self, pos: Tensor, neg: Tensor) -> Tensor:
+        count = (neg > -torch.inf).sum(-1).clamp(min=1)
+        return functional.softplus(-pos) + functional.softplus(neg).sum(-1) / count
+
+
+@LOSSES.add("ranking")
+@dataclass(frozen=True)
+class RankingLoss:
+    """Hinge on the gap between an edge and its negatives (Bordes et al. 2013, eq. 1).
+
+    loss = sum over n of max(0, margin - pos + neg[n])
+    """
+
+    margin: float = 0.1  # in score units
+
+    def __call__(self, pos: Tensor, neg: Tensor) -> Tensor:
+        return (self.margin - pos.unsqueeze(-1) + neg).clamp(min=0).sum(-1)
+
+
+class Regularizer(Protocol):
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: float [..., D], vectors or moved vectors of a batch's edges. Returns [...]."""
+
+
+REGULARIZERS: Registry[Regularizer] = Registry("regularizer")
+
+
+@REGULARIZERS.add("n3")
+@dataclass(frozen=True)
+class N3:
+    """weight * sum over d of |x[d]|^3, the modulus taken over complex pairs (Lacroix et al. 2018).
+
+    Over the factors in the batch only, hence weighted by how often an entity occurs. For operators
+    that are not complex the modulus of a pair still bounds both its numbers.
+    """
+
+    weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ConfigError(f"regularizer n3: weight = {self.weight}: must not be negative.")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[-1] % 2:
+            return self.weight * x.abs().pow(3).sum(-1)
+        re, im = x.chunk(2, dim=-1)
+        squared = re.square() + im.square()
+        return self.weight * (squared * (squared + 1e-20).sqrt()).sum(-1)

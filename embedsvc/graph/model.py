@@ -1,0 +1,170 @@
+"""The model of a graph: how edges are scored, and what a batch of them costs. The exact twin.
+
+    score(lhs, rel, rhs) = comparator(operator_rel(lhs), rhs)
+
+To predict rhs, the moved lhs is compared with candidates. To predict lhs, either candidates are
+moved and compared with rhs, or, with reciprocal parameters (Lacroix et al. 2018), rhs is moved by a
+second operator and compared with candidates. Everything here is plain torch in any float dtype,
+differentiated by autograd: any faster step must give the same loss and gradients.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedsvc.config import ModelConfig
+from embedsvc.graph.batches import Batch
+from embedsvc.graph.comparators import COMPARATORS, Comparator
+from embedsvc.graph.losses import LOSSES, REGULARIZERS, Loss, Regularizer
+from embedsvc.graph.operators import OPERATORS, Operator
+from partitions.errors import ConfigError, did_you_mean
+from partitions.graph import Graph
+
+
+@dataclass
+class RelationParameters:
+    """Operator parameters of all relations, and their AdaGrad state: float32 [R, P] each.
+
+    One pair of tables per operator and direction; rows of relations with another operator idle.
+    """
+
+    values: dict[str, Tensor]
+    state: dict[str, Tensor]
+
+    @staticmethod
+    def initial(
+        operators: Mapping[str, Operator], num_relations: int, dim: int, reciprocal: bool
+    ) -> "RelationParameters":
+        values = {
+            table_name(name, reverse): operator.initial(dim).repeat(num_relations, 1)
+            for name, operator in operators.items()
+            for reverse in ((False, True) if reciprocal else (False,))
+        }
+        return RelationParameters(
+            values, {name: torch.zeros_like(table) for name, table in values.items()}
+        )
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """For the checkpoint."""
+        tables = {f"{name}.values": table.numpy() for name, table in self.values.items()}
+        return tables | {f"{name}.state": table.numpy() for name, table in self.state.items()}
+
+    def load(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+        for name in self.values:
+            self.values[name] = torch.from_numpy(arrays[f"{name}.values"])
+            self.state[name] = torch.from_numpy(arrays[f"{name}.state"])
+
+
+def table_name(operator: str, reverse: bool) -> str:
+    return f"{operator}.reverse" if reverse else operator
+
+
+@dataclass(frozen=True)
+class GraphModel:
+    dim: int
+    operators: Mapping[str, Operator]  # those in use
+    operator_of: tuple[str, ...]  # relation -> operator's name
+    comparator: Comparator
+    loss: Loss
+    regularizer: Regularizer | None
+    reciprocal: bool
+    parameters: RelationParameters
+
+    @staticmethod
+    def build(config: ModelConfig, graph: Graph) -> "GraphModel":
+        names = [relation.name for relation in graph.relations]
+        for name in config.operators:
+            if name not in names:
+                hint = did_you_mean(name, names)
+                raise ConfigError(f"[model.operators] {name} is not a relation. {hint}")
+        operator_of = tuple(config.operators.get(name, config.operator) for name in names)
+        operators = {name: OPERATORS.build(name) for name in sorted(set(operator_of))}
+        return GraphModel(
+            dim=config.dim,
+            operators=operators,
+            operator_of=operator_of,
+            comparator=COMPARATORS.build(config.comparator),
+            loss=LOSSES.build(config.loss),
+            regularizer=REGULARIZERS.build(config.regularizer) if config.regularizer else None,
+            reciprocal=config.reciprocal,
+            parameters=RelationParameters.initial(
+                operators, len(names), config.dim, config.reciprocal
+            ),
+        )
+
+    @property
+    def moves_candidates(self) -> bool:
+        """Whether predicting lhs applies the operator to candidates, relation by relation."""
+        return not self.reciprocal and any(name != "identity" for name in self.operators)
+
+    def move(self, x: Tensor, rel: Tensor, *, reverse: bool = False) -> Tensor:
+        """x: [N, D] vectors, rel: int64 [N]; each moved by its relation's own operator."""
+        moved = torch.empty_like(x)
+        names = np.array(self.operator_of)[rel.numpy()]
+        for name, operator in self.operators.items():
+            rows = torch.from_numpy(np.flatnonzero(names == name))
+            table = self.parameters.values[table_name(name, reverse)].to(x.dtype)
+            moved[rows] = operator(x[rows], table[rel[rows]])
+        return moved
+
+
+@dataclass(frozen=True)
+class BatchVectors:
+    """The vectors a batch works on, gathered from the tables; leaves of the autograd graph."""
+
+    lhs_KCD: Tensor
+    rhs_KCD: Tensor
+    neg_lhs_KUD: Tensor
+    neg_rhs_KUD: Tensor
+    forward_KCP: Tensor  # operator parameters of each edge's relation
+    reverse_KCP: Tensor | None  # the same for the other direction, with reciprocal parameters
+
+
+def batch_loss(model: GraphModel, batch: Batch, vectors: BatchVectors, in_batch: bool) -> Tensor:
+    """The summed, weighted loss of a batch over both sides; a scalar."""
+    operator = model.operators[batch.group.operator]
+    compare = model.comparator
+    v = vectors
+    query_KCD = operator(v.lhs_KCD, v.forward_KCP)
+    pos_KC = compare.pairs(query_KCD, v.rhs_KCD)
+    neg_rhs = _negatives(batch.rhs_KC, batch.neg_rhs_KU, batch.real_KC, in_batch)
+    cand_rhs = torch.cat([v.rhs_KCD, v.neg_rhs_KUD], dim=1) if in_batch else v.neg_rhs_KUD
+    rhs_loss_KC = model.loss(pos_KC, compare.blocks(query_KCD, cand_rhs) + neg_rhs)
+
+    neg_lhs = _negatives(batch.lhs_KC, batch.neg_lhs_KU, batch.real_KC, in_batch)
+    cand_lhs = torch.cat([v.lhs_KCD, v.neg_lhs_KUD], dim=1) if in_batch else v.neg_lhs_KUD
+    if v.reverse_KCP is not None:
+        back_KCD = operator(v.rhs_KCD, v.reverse_KCP)
+        back_KC = compare.pairs(back_KCD, v.lhs_KCD)
+        lhs_loss_KC = model.loss(back_KC, compare.blocks(back_KCD, cand_lhs) + neg_lhs)
+    else:
+        # A chunk has one relation here unless its operator is the identity.
+        moved = operator(cand_lhs, v.forward_KCP[:, :1])
+        lhs_loss_KC = model.loss(pos_KC, compare.blocks(v.rhs_KCD, moved) + neg_lhs)
+
+    loss_KC = rhs_loss_KC + lhs_loss_KC
+    if model.regularizer is not None:
+        loss_KC = loss_KC + model.regularizer(v.lhs_KCD) + model.regularizer(v.rhs_KCD)
+        for params in (v.forward_KCP, v.reverse_KCP):
+            if params is not None and params.shape[-1]:
+                loss_KC = loss_KC + model.regularizer(params)
+    weight_KC = torch.from_numpy(batch.weight_KC).to(loss_KC.dtype)
+    return (loss_KC * weight_KC).sum()
+
+
+def _negatives(
+    true_KC: NDArray[np.int64],
+    drawn_KU: NDArray[np.int64],
+    real_KC: NDArray[np.bool_],
+    in_batch: bool,
+) -> Tensor:
+    """[K, C, C + U] of 0 and -inf to add to scores: an edge's own entity and padding are masked."""
+    candidates = np.concatenate([true_KC, drawn_KU], axis=1) if in_batch else drawn_KU
+    masked = true_KC[:, :, None] == candidates[:, None, :]
+    if in_batch:
+        masked[:, :, : true_KC.shape[1]] |= ~real_KC[:, None, :]
+    return torch.zeros(masked.shape).masked_fill_(torch.from_numpy(masked), -torch.inf)

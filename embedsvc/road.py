@@ -1,0 +1,190 @@
+"""The road, command by command: what `embedsvc import | train | eval | publish` do and print."""
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from embedsvc.config import EvalConfig, ModelConfig, PublishConfig, TrainConfig
+from partitions import config as settings_file
+from partitions import durable, importer
+from partitions.config import GraphConfig, RunConfig, Settings
+from partitions.errors import DataError
+from partitions.graph import Graph
+
+EVALUATION = "evaluation.json"
+
+
+class Road:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.folders = settings.table("run", RunConfig)
+        self.console = Console()
+
+    @staticmethod
+    def open(config: Path, overrides: list[str] | None) -> "Road":
+        return Road(settings_file.load(config, overrides or []))
+
+    def import_graph(self, *, replace: bool = False, if_needed: bool = False) -> None:
+        config = self.settings.table("graph", GraphConfig)
+        path = self.folders.graph
+        durable.recover_folder(path)
+        if path.exists() and not replace:
+            if if_needed and importer.is_current(config, path):
+                self.console.print(f"import: {path} is up to date")
+                return
+            raise DataError(
+                f"{path} already holds a graph. Add --replace to embedsvc import to make it anew "
+                "(what was trained on it must then be trained again), or choose another [run] dir."
+            )
+        start = time.perf_counter()
+        with durable.only_writer(self.folders.dir, "importing into"), self._bar("rows") as bar:
+            tasks: dict[str, Any] = {}
+
+            def progress(name: str, rows: int) -> None:
+                if name not in tasks:
+                    tasks[name] = bar.add_task(f"import {name}", total=None)
+                bar.advance(tasks[name], rows)
+
+            report = importer.import_graph(config, path, progress)
+        seconds = time.perf_counter() - start
+        edges = sum(report.num_edges.values())
+        self.console.print(
+            f"import: {edges:,} edges "
+            f"({', '.join(f'{n:,} {split}' for split, n in report.num_edges.items() if n)}), "
+            f"{sum(report.num_entities.values()):,} entities "
+            f"({', '.join(f'{n:,} {name}' for name, n in report.num_entities.items())}) "
+            f"in {seconds:.1f} s"
+        )
+        if report.skipped_rows:
+            self.console.print(f"import: skipped {report.skipped_rows:,} bad rows")
+        for name, count in report.unmatched_attributes.items():
+            if count:
+                self.console.print(f"import: {count:,} {name} attributes belong to no edge")
+
+    def train(self) -> None:
+        from embedsvc.training.trainer import train
+
+        report = train(
+            self._graph(),
+            self.folders.checkpoint,
+            self.settings.table("model", ModelConfig),
+            self.settings.table("train", TrainConfig),
+        )
+        if not report.num_edges:
+            self.console.print("train: nothing left to do")
+            return
+        self.console.print(
+            f"train: {report.num_edges:,} edges in {report.train_s:.1f} s "
+            f"({report.num_edges / report.train_s:,.0f}/s), last loss {report.loss:.4f}, "
+            f"{report.table_reads + report.table_writes} table reads and writes, "
+            f"waited {report.wait_s:.1f} s for them"
+        )
+
+    def evaluate(self) -> dict[str, Any]:
+        from embedsvc.evaluation.links import rank_links
+        from embedsvc.evaluation.recommend import evaluate_lists
+        from embedsvc.trained import Trained
+
+        config = self.settings.table("eval", EvalConfig)
+        trained = Trained(self._graph(), self.folders.checkpoint)
+        start = time.perf_counter()
+        result: dict[str, Any] = {"checkpoint": trained.digest, "split": config.split}
+        names = [relation.name for relation in trained.graph.relations]
+        edges = trained.edges(config.split)
+        if config.relations is not None:
+            chosen = [trained.graph.relation_id(name) for name in config.relations]
+            edges = edges.take(np.flatnonzero(np.isin(edges.rel, chosen)))
+        if config.max_edges is not None and len(edges) > config.max_edges:
+            rng = np.random.default_rng(1)
+            edges = edges.take(np.sort(rng.permutation(len(edges))[: config.max_edges]))
+            result["sampled_from"] = trained.graph.num_edges(config.split)
+        if config.links and not len(edges):
+            self.console.print(f"eval: the {config.split} split has no edges to rank")
+        elif config.links:
+            with self._bar("scores") as bar:
+                task = bar.add_task("eval links", total=None)
+                ranks = rank_links(trained, edges, lambda scored: bar.advance(task, scored))
+            result["links"] = {
+                "edges": len(edges),
+                **ranks.summary(),
+                "by_side": ranks.by_side(),
+                "by_relation": ranks.by_relation(names),
+            }
+            self._print_links(result["links"], config.split)
+        for relation in config.recommend:
+            report = evaluate_lists(trained, relation, config.split, config.k)
+            result.setdefault("recommend", {})[relation] = asdict(report)
+            self._print_lists(asdict(report))
+        result["seconds"] = round(time.perf_counter() - start, 2)
+        self.console.print(f"eval: {result['seconds']:.1f} s")
+        durable.write_json(self.folders.checkpoint / EVALUATION, result)
+        return result
+
+    def publish(self) -> None:
+        from embedsvc.publish import publish
+        from embedsvc.trained import Trained
+
+        trained = Trained(self._graph(), self.folders.checkpoint)
+        start = time.perf_counter()
+        manifest = publish(
+            trained,
+            self.folders.published,
+            self.settings.table("publish", PublishConfig),
+            self.settings.resolved(),
+            self._metrics_of(trained.digest),
+        )
+        size = sum(file.bytes for file in manifest.files.values())
+        self.console.print(
+            f"publish: {manifest.version} in {self.folders.published} is live: "
+            f"{size / 1e6:,.1f} MB, golden queries agree, {time.perf_counter() - start:.1f} s"
+        )
+
+    def _metrics_of(self, checkpoint: str) -> dict[str, Any]:
+        """The evaluation of exactly this checkpoint; empty where it was not evaluated."""
+        path = self.folders.checkpoint / EVALUATION
+        found = durable.read_json(path, "Run embedsvc eval again.") if path.exists() else {}
+        return found if found.get("checkpoint") == checkpoint else {}
+
+    def _graph(self) -> Graph:
+        return Graph(self.folders.graph)
+
+    def _bar(self, unit: str) -> Progress:
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:,} " + unit),
+            TimeElapsedColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+
+    def _print_links(self, links: dict[str, Any], split: str) -> None:
+        table = Table(title=f"Filtered ranks of {links['edges']:,} {split} edges, both sides")
+        for column in ("", "MRR", "Hits@1", "Hits@3", "Hits@10", "mean rank"):
+            table.add_column(column, justify="left" if not column else "right")
+        rows = {"both sides": links, **links["by_side"]}
+        if 1 < len(links["by_relation"]) <= 12:
+            rows |= links["by_relation"]
+        for name, row in rows.items():
+            shares = [f"{row[key]:.4f}" for key in ("mrr", "hits1", "hits3", "hits10")]
+            table.add_row(name, *shares, f"{row['mean_rank']:,.1f}")
+        self.console.print(table)
+
+    def _print_lists(self, report: dict[str, Any]) -> None:
+        k = report["k"]
+        table = Table(title=f"Top-{k} lists of {report['num_lists']:,} for {report['relation']}")
+        for column in ("", f"Recall@{k}", f"NDCG@{k}"):
+            table.add_column(column, justify="left" if not column else "right")
+        error = f" ± {1.96 * report['recall_se']:.4f}"
+        table.add_row("model", f"{report['recall']:.4f}{error}", f"{report['ndcg']:.4f}")
+        table.add_row(
+            "most popular", f"{report['popular_recall']:.4f}", f"{report['popular_ndcg']:.4f}"
+        )
+        self.console.print(table)

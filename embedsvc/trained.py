@@ -1,0 +1,95 @@
+"""A graph together with a checkpoint of it: what evaluation and publication read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.graph.model import GraphModel
+from embedsvc.training.trainer import fresh_maker
+from partitions import durable, tables
+from partitions.checkpoint import MANIFEST, Checkpoint
+from partitions.errors import DataError
+from partitions.graph import Graph, slots_of
+from partitions.schema import Bucket, Slot
+
+
+@dataclass(frozen=True)
+class EdgeIds:
+    """Edges by the ids of their ends: int64 arrays of one length."""
+
+    lhs: NDArray[np.int64]
+    rel: NDArray[np.int64]
+    rhs: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.rel)
+
+    def take(self, rows: NDArray[Any]) -> "EdgeIds":
+        return EdgeIds(self.lhs[rows], self.rel[rows], self.rhs[rows])
+
+
+class Trained:
+    """Opens the newest commit of `folder`; later commits of a running trainer are not seen."""
+
+    def __init__(self, graph: Graph, folder: Path) -> None:
+        self.graph = graph
+        self._checkpoint = Checkpoint(folder)
+        self.manifest = self._checkpoint.read_manifest()
+        if self.manifest.graph_digest != graph.digest:
+            raise DataError(
+                f"{folder} was trained on another graph than {graph.path} holds now. "
+                f"Remove {folder} and train again."
+            )
+        self.digest = durable.sha256_of(folder / MANIFEST)
+        config = ModelConfig.model_validate(self.manifest.config["model"])
+        seed = TrainConfig.model_validate(self.manifest.config["train"]).seed
+        self.model = GraphModel.build(config, graph)
+        self.model.parameters.load(self._checkpoint.read_parameters(self.manifest.parameters))
+        self._fresh = fresh_maker(graph, config, seed)
+
+    def vectors(self, slot: Slot) -> NDArray[np.float32]:
+        """float32 [rows, dim] of one partition, read anew at each call."""
+        entry = self.manifest.tables.get(slot)
+        if entry is None:
+            return tables.fresh(self.graph.num_rows(slot), self._fresh(slot)).vectors
+        return self._checkpoint.read_table(entry, self._fresh(slot)).vectors
+
+    def gather(self, entity_type: str, ids: NDArray[np.int64]) -> Tensor:
+        """float32 [len(ids), dim]; one partition in memory at a time."""
+        out = torch.empty(len(ids), self.model.dim)
+        starts = self.graph.starts[entity_type]
+        for at, slot in enumerate(slots_of(self.graph.entity_types[entity_type])):
+            rows = np.flatnonzero((ids >= starts[at]) & (ids < starts[at + 1]))
+            if len(rows):
+                vectors = self.vectors(slot)
+                out[torch.from_numpy(rows)] = torch.from_numpy(vectors[ids[rows] - starts[at]])
+        return out
+
+    def edges(self, split: str) -> EdgeIds:
+        """All edges of a split by ids; 24 bytes an edge, so meant for valid and test."""
+        parts = [self.bucket_edges(split, bucket) for bucket in self.graph.buckets(split)]
+        if not parts:
+            return EdgeIds(*(np.empty(0, np.int64) for _ in range(3)))
+        return EdgeIds(
+            np.concatenate([part.lhs for part in parts]),
+            np.concatenate([part.rel for part in parts]),
+            np.concatenate([part.rhs for part in parts]),
+        )
+
+    def bucket_edges(self, split: str, bucket: Bucket) -> EdgeIds:
+        edges = self.graph.edges(split, bucket)
+        rel = edges.rel.astype(np.int64)
+        relations = self.graph.relations
+        lhs_start = np.array([self._start(r.lhs, bucket.lhs) for r in relations])
+        rhs_start = np.array([self._start(r.rhs, bucket.rhs) for r in relations])
+        return EdgeIds(edges.lhs + lhs_start[rel], rel, edges.rhs + rhs_start[rel])
+
+    def _start(self, entity_type: str, partition: int) -> int:
+        slot = self.graph.slot_of(entity_type, partition)
+        return int(self.graph.starts[entity_type][slot.partition])

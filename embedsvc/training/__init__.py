@@ -1,0 +1,1 @@
+"""The training loop: schedule, buffer, step and ledger."""

@@ -1,0 +1,106 @@
+"""The ledger: one line a bucket in the log and in metrics.jsonl, and a bar on a terminal."""
+
+import json
+import logging
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from partitions.schedule import Lease
+
+logger = logging.getLogger(__name__)
+
+
+class Ledger:
+    """Use as a context manager; `metrics` may be a file that earlier runs began."""
+
+    def __init__(self, metrics: Path, num_epochs: int) -> None:
+        self.metrics, self.num_epochs = metrics, num_epochs
+        self.num_edges = 0
+        self.train_s = 0.0
+        self.last_loss = float("nan")
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("{task.completed:,}/{task.total:,} edges"),
+            TextColumn("{task.fields[rate]:,.0f}/s  loss {task.fields[loss]:.4f}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+            transient=True,
+        )
+        self._task: TaskID | None = None
+        _drop_torn_line(metrics)
+
+    def __enter__(self) -> "Ledger":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def open(self, lease: Lease, num_edges: int, edges_to_do: int) -> None:
+        """A bucket begins; edges_to_do: of all epochs, this bucket included, for the bar."""
+        self._lease, self._start = lease, perf_counter()
+        self._bucket_edges, self._bucket_loss, self._bucket_size = 0, 0.0, num_edges
+        epoch = f"{lease.epoch + 1}/{self.num_epochs}"
+        if self._task is None:
+            self._task = self._bar.add_task("", total=edges_to_do, epoch=epoch, rate=0.0, loss=0.0)
+        self._bar.update(self._task, epoch=epoch)
+
+    def add(self, num_edges: int, loss: float) -> None:
+        self._bucket_edges += num_edges
+        self._bucket_loss += loss
+        seconds = perf_counter() - self._start
+        assert self._task is not None
+        self._bar.update(
+            self._task,
+            advance=num_edges,
+            rate=self._bucket_edges / max(seconds, 1e-9),
+            loss=self._bucket_loss / max(self._bucket_edges, 1),
+        )
+
+    def close(self, done: int, num_buckets: int, wait_s: float) -> None:
+        """The bucket is trained; it may not be committed yet."""
+        seconds = perf_counter() - self._start
+        self.num_edges += self._bucket_edges
+        self.train_s += seconds
+        self.last_loss = self._bucket_loss / max(self._bucket_edges, 1)
+        lease = self._lease
+        record: dict[str, Any] = {
+            "epoch": lease.epoch + 1,
+            "bucket": [lease.bucket.lhs, lease.bucket.rhs],
+            "done": done,
+            "buckets": num_buckets,
+            "edges": self._bucket_edges,
+            "edges_per_s": round(self._bucket_edges / max(seconds, 1e-9)),
+            "loss": self.last_loss,
+            "wait_s": round(wait_s, 4),
+            "token": lease.token,
+        }
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._bar.disable:
+            logger.info(
+                "epoch=%d/%d bucket=(%d,%d) done=%d/%d edges_per_s=%d loss=%.4f wait_s=%.2f",
+                lease.epoch + 1,
+                self.num_epochs,
+                *lease.bucket,
+                done,
+                num_buckets,
+                record["edges_per_s"],
+                self.last_loss,
+                wait_s,
+            )
+
+
+def _drop_torn_line(metrics: Path) -> None:
+    """Cut what a kill in mid-write left at the end of the file."""
+    if metrics.exists():
+        with metrics.open("rb+") as file:
+            text = file.read()
+            file.truncate(text.rfind(b"\n") + 1)

@@ -1,0 +1,91 @@
+"""The memory plan: what training will take, said before it is taken."""
+
+import os
+import resource
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedsvc.config import ModelConfig, TrainConfig
+from partitions.errors import ConfigError
+from partitions.graph import Graph
+from partitions.schema import Slot
+
+_PROCESS_BYTES = 450 << 20  # interpreter and libraries
+_EDGE_BYTES = 9 + 3 * 8  # its bucket file, and three int64 of shuffling
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes, by what they are for."""
+
+    tables: int
+    edges: int
+    batch: int
+    process: int = _PROCESS_BYTES
+
+    @property
+    def total(self) -> int:
+        return self.tables + self.edges + self.batch + self.process
+
+    def __str__(self) -> str:
+        mb = {name: value / 1e6 for name, value in vars(self).items()}
+        return (
+            f"memory plan: {self.total / 1e6:,.0f} MB (tables in memory {mb['tables']:,.0f}, "
+            f"largest bucket {mb['edges']:,.0f}, batch {mb['batch']:,.0f}, "
+            f"process {mb['process']:,.0f})"
+        )
+
+
+def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryPlan:
+    def table_bytes(slot: Slot) -> int:
+        return graph.num_rows(slot) * (model.dim + 1) * 4
+
+    single = {t.name for t in graph.entity_types.values() if t.num_partitions == 1}
+    pinned = sum(table_bytes(slot) for slot in graph.slots() if slot.entity_type in single)
+    others = sorted(
+        (table_bytes(slot) for slot in graph.slots() if slot.entity_type not in single),
+        reverse=True,
+    )
+    bucket = max((graph.num_edges("train", b) for b in graph.buckets("train")), default=0)
+    chunks = max(1, train.batch_size // train.chunk_size)
+    candidates = train.negatives.uniform + train.chunk_size * train.negatives.in_batch
+    scores = chunks * train.chunk_size * candidates
+    rows = chunks * (2 * train.chunk_size + 2 * train.negatives.uniform) * model.dim
+    return MemoryPlan(
+        tables=pinned + sum(others[: train.buffer]),
+        edges=bucket * _EDGE_BYTES,
+        batch=4 * (6 * scores + 6 * rows),  # values, gradients and autograd's copies
+    )
+
+
+def check_memory(plan: MemoryPlan, memory_mb: int | None, graph: Graph) -> None:
+    """ConfigError where the plan can't fit, saying what to change."""
+    available = memory_mb * 10**6 if memory_mb else _available_bytes()
+    if plan.total <= available:
+        return
+    parts = max(t.num_partitions for t in graph.entity_types.values())
+    raise ConfigError(
+        f"Training plans for {plan.total / 1e6:,.0f} MB and {available / 1e6:,.0f} MB are free. "
+        f"Use more partitions (now {parts}), a smaller train.buffer, model.dim or "
+        "train.batch_size, or raise train.memory_mb."
+    )
+
+
+def _available_bytes() -> int:
+    """What this process may still take: the machine's, the container's and its own limit."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    meminfo = [line.split() for line in _lines(Path("/proc/meminfo"))]
+    limits += [int(words[1]) * 1024 for words in meminfo if words[0] == "MemAvailable:"]
+    container = _lines(Path("/sys/fs/cgroup/memory.max"))
+    limits += [int(line) for line in container if line.isdigit()]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft)
+    return min(limits)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []

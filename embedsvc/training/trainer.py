@@ -1,0 +1,236 @@
+"""Training: the loop over leases, and the commits that make it restartable.
+
+    for lease in schedule:
+        with buffer.hold(bucket) as tables:
+            for batch in batches: ledger.add(step(tables, batch))
+
+All randomness of a bucket comes from (seed, epoch, bucket), so a bucket repeated after a kill does
+exactly what it would have done: with one worker a broken run ends in the same bits as a whole one.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.graph.batches import Batcher, Group
+from embedsvc.graph.initial import initial_vectors
+from embedsvc.graph.model import GraphModel
+from embedsvc.graph.step import ExactStep
+from embedsvc.training.buffer import Buffer
+from embedsvc.training.ledger import Ledger
+from embedsvc.training.plan import check_memory, plan_memory
+from partitions import durable
+from partitions.checkpoint import Checkpoint, CheckpointManifest
+from partitions.errors import ConfigError, DataError
+from partitions.graph import Graph
+from partitions.hashing import hash_keys
+from partitions.order import ORDERS
+from partitions.schedule import Lease, Schedule
+from partitions.schema import Bucket, Slot
+from partitions.tables import Fresh
+
+logger = logging.getLogger(__name__)
+
+_WORKER = "local"
+METRICS = "metrics.jsonl"
+# Settings that say how a run is carried out, never what it computes: free to differ on resume.
+_FREE = {("train", key) for key in ("epochs", "commit_every_s", "buffer", "threads", "memory_mb")}
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a training run did; counts are of this process, not of the runs it resumed."""
+
+    num_edges: int
+    train_s: float
+    loss: float  # mean per edge over the last bucket; NaN where there was nothing left to do
+    wait_s: float
+    table_reads: int
+    table_writes: int
+    io_bytes: int
+    resumed: bool
+
+
+def train(graph: Graph, folder: Path, model: ModelConfig, config: TrainConfig) -> TrainReport:
+    """Train `graph` into the checkpoint directory `folder`, resuming what is there.
+
+    Raises BusyError where another process trains into it, ConfigError where the plan does not fit
+    or the checkpoint was begun with other settings, DataError for damaged files and for divergence.
+    """
+    if not graph.buckets("train"):
+        raise DataError(f"{graph.path} has no training edges. Import some, or lower graph.holdout.")
+    plan = plan_memory(graph, model, config)
+    logger.info("%s", plan)
+    check_memory(plan, config.memory_mb, graph)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    with durable.only_writer(folder, "training into"):
+        return _Trainer(graph, Checkpoint(folder), model, config).run()
+
+
+class _Trainer:
+    def __init__(
+        self, graph: Graph, checkpoint: Checkpoint, model: ModelConfig, config: TrainConfig
+    ) -> None:
+        self.graph, self.checkpoint, self.config = graph, checkpoint, config
+        self.model = GraphModel.build(model, graph)
+        self.resumed = checkpoint.exists
+        settings = {"model": model.model_dump(mode="json"), "train": config.model_dump(mode="json")}
+        if self.resumed:
+            manifest = checkpoint.read_manifest()
+            _check_resumable(manifest, graph, settings, checkpoint.path)
+            if manifest.parameters:
+                self.model.parameters.load(checkpoint.read_parameters(manifest.parameters))
+        else:
+            manifest = CheckpointManifest(graph.digest, settings)
+        self.settings = settings
+        single = {t.name for t in graph.entity_types.values() if t.num_partitions == 1}
+        self.single = frozenset(slot for slot in graph.slots() if slot.entity_type in single)
+        self.schedule = Schedule(self._order, self._locks, config.epochs, manifest.progress)
+        self.buffer = Buffer(
+            checkpoint,
+            manifest.tables,
+            {slot: graph.num_rows(slot) for slot in graph.slots()},
+            fresh_maker(graph, model, config.seed),
+            pinned=self.single,
+            capacity=config.buffer,
+        )
+        self.step = ExactStep(
+            self.model, config.lr, config.relation_lr or config.lr, config.negatives.in_batch
+        )
+
+    def run(self) -> TrainReport:
+        uncommitted: list[Lease] = []
+        last_commit = monotonic()
+        edges_left = self._edges_left()
+        with Ledger(self.checkpoint.path / METRICS, self.config.epochs) as ledger:
+            while not self.schedule.finished:
+                lease = self.schedule.acquire(_WORKER)
+                if lease is None:  # the epoch's buckets are all trained: make them count
+                    self._commit(uncommitted)
+                    last_commit = monotonic()
+                    continue
+                self._train_bucket(lease, ledger, edges_left)
+                uncommitted.append(lease)
+                if monotonic() - last_commit >= self.config.commit_every_s:
+                    self._commit(uncommitted)
+                    last_commit = monotonic()
+        buffer = self.buffer
+        return TrainReport(
+            ledger.num_edges,
+            ledger.train_s,
+            ledger.last_loss,
+            buffer.wait_s,
+            buffer.num_reads,
+            buffer.num_writes,
+            buffer.io_bytes,
+            self.resumed,
+        )
+
+    def _train_bucket(self, lease: Lease, ledger: Ledger, edges_left: int) -> None:
+        bucket, wait_before = lease.bucket, self.buffer.wait_s
+        edges = self.graph.edges("train", bucket)
+        ledger.open(lease, len(edges), edges_left)
+        rng = np.random.default_rng([self.config.seed, lease.epoch, *bucket])
+        with self.buffer.hold(self.graph.slots_of_bucket(bucket), lease.token) as tables:
+            for batch in self._batcher(bucket).batches(edges, rng):
+                loss = self.step(tables, batch)
+                if not math.isfinite(loss):
+                    raise DataError(self._diverged(lease, loss))
+                ledger.add(batch.num_edges, loss)
+        waiting, total = self.schedule.num_waiting, self.schedule.num_buckets
+        ledger.close(total - waiting, total, self.buffer.wait_s - wait_before)
+
+    def _commit(self, leases: list[Lease]) -> None:
+        """Write what changed and the manifest that names it; then the buckets count as done."""
+        token = max(lease.token for lease in leases)
+        for name, values in self.model.parameters.values.items():
+            if not torch.isfinite(values).all():
+                raise DataError(self._diverged(leases[-1], math.nan, f"operator {name}"))
+        tables = self.buffer.write_changed()
+        parameters = self.checkpoint.write_parameters(token, self.model.parameters.arrays())
+        for lease in leases:
+            assert self.schedule.commit(lease.token)
+        self.checkpoint.commit(
+            CheckpointManifest(
+                self.graph.digest, self.settings, self.schedule.progress, tables, parameters
+            )
+        )
+        leases.clear()
+
+    def _diverged(self, lease: Lease, loss: float, where: str = "loss") -> str:
+        return (
+            f"Training diverged: the {where} became {loss} in epoch {lease.epoch + 1}, bucket "
+            f"({lease.bucket.lhs}, {lease.bucket.rhs}). Lower train.lr or model.init_scale, remove "
+            f"{self.checkpoint.path} and train again; its last commit is from before."
+        )
+
+    def _order(self, epoch: int) -> list[Bucket]:
+        rng = np.random.default_rng([self.config.seed, epoch])
+        order = ORDERS.build(self.config.order)
+        return order(self.graph.buckets("train"), rng)
+
+    def _locks(self, bucket: Bucket) -> frozenset[Slot]:
+        return frozenset(self.graph.slots_of_bucket(bucket)) - self.single
+
+    def _batcher(self, bucket: Bucket) -> Batcher:
+        slot_of = self.graph.slot_of
+        groups = [
+            Group(slot_of(r.lhs, bucket.lhs), slot_of(r.rhs, bucket.rhs), operator)
+            for r, operator in zip(self.graph.relations, self.model.operator_of, strict=True)
+        ]
+        return Batcher(
+            groups,
+            {slot: self.graph.num_rows(slot) for slot in self.graph.slots_of_bucket(bucket)},
+            self.config.batch_size,
+            self.config.chunk_size,
+            self.config.negatives.uniform,
+            chunk_by_relation=self.model.moves_candidates,
+        )
+
+    def _edges_left(self) -> int:
+        progress = self.schedule.progress
+        per_epoch = self.graph.num_edges("train")
+        done = sum(self.graph.num_edges("train", bucket) for bucket in progress.done)
+        return max(self.config.epochs - progress.epoch, 0) * per_epoch - done
+
+
+def fresh_maker(graph: Graph, model: ModelConfig, seed: int) -> Callable[[Slot], Fresh]:
+    """How a slot's untouched rows come about: from the seed and the keys' hashes."""
+
+    def fresh(slot: Slot) -> Fresh:
+        def make(offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+            hashes = hash_keys(graph.keys(slot))[offsets]
+            return initial_vectors(seed, hashes, model.dim, model.init_scale)
+
+        return make
+
+    return fresh
+
+
+def _check_resumable(
+    manifest: CheckpointManifest, graph: Graph, settings: Mapping[str, Any], path: Path
+) -> None:
+    if manifest.graph_digest != graph.digest:
+        raise ConfigError(
+            f"{path} was trained on another graph than {graph.path} holds now. "
+            f"Remove {path} to train from the start, or choose another [run] dir."
+        )
+    for table, now in settings.items():
+        then = manifest.config[table]
+        for key in now:
+            if (table, key) not in _FREE and then.get(key) != now[key]:
+                raise ConfigError(
+                    f"{path} was begun with {table}.{key} = {then.get(key)!r}, now it is "
+                    f"{now[key]!r}. Set it back to go on, remove {path} to train from the start, "
+                    "or choose another [run] dir."
+                )

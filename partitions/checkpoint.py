@@ -1,0 +1,149 @@
+"""Checkpoint = manifest. At every moment the newest manifest is a whole, consistent state.
+
+    checkpoint.json            the newest manifest; checkpoint.previous.json the one before
+    tables/TYPE-PPP.TOKEN.safetensors   embedding tables (tables.py)
+    parameters.TOKEN.safetensors        relation parameters and their optimiser state
+    lock                       held by the one process that trains here
+
+A commit writes new files under names that carry a token nobody else has, fsyncs them, and renames a
+manifest that names them over the old one; only then may the schedule call a bucket done. Between
+commits, tables that leave memory are spilled the same way: their files are nobody's until the next
+manifest names them. The sweep after a commit removes what the newest two manifests don't name.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitions import durable, tables, tensors
+from partitions.durable import FileEntry
+from partitions.errors import DataError
+from partitions.schedule import Progress
+from partitions.schema import Bucket, Slot
+from partitions.tables import Fresh, Table
+
+FORMAT_VERSION = 1
+MANIFEST = "checkpoint.json"
+PREVIOUS = "checkpoint.previous.json"
+_TABLES = "tables"
+
+
+@dataclass(frozen=True)
+class CheckpointManifest:
+    """What a checkpoint names. `tables` lacks the slots that no training has touched."""
+
+    graph_digest: str
+    config: Mapping[str, Any]
+    progress: Progress = field(default_factory=Progress)
+    tables: Mapping[Slot, FileEntry] = field(default_factory=dict)
+    parameters: FileEntry | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "graph_digest": self.graph_digest,
+            "config": self.config,
+            "epoch": self.progress.epoch,
+            "done": [list(bucket) for bucket in self.progress.done],
+            "next_token": self.progress.next_token,
+            "tables": [
+                {"entity_type": slot.entity_type, "partition": slot.partition}
+                | {"file": entry.as_json()}
+                for slot, entry in sorted(self.tables.items())
+            ],
+            "parameters": self.parameters.as_json() if self.parameters else None,
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "CheckpointManifest":
+        return CheckpointManifest(
+            graph_digest=value["graph_digest"],
+            config=value["config"],
+            progress=Progress(
+                value["epoch"], tuple(Bucket(*b) for b in value["done"]), value["next_token"]
+            ),
+            tables={
+                Slot(t["entity_type"], t["partition"]): FileEntry(**t["file"])
+                for t in value["tables"]
+            },
+            parameters=FileEntry(**value["parameters"]) if value["parameters"] else None,
+        )
+
+
+class Checkpoint:
+    """A checkpoint directory. Writers hold `durable.only_writer` on it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._remedy = (
+            f"Copy {path / PREVIOUS} over {path / MANIFEST} to go on from the commit before, "
+            f"or remove {path} to train from the start."
+        )
+
+    @property
+    def exists(self) -> bool:
+        return (self.path / MANIFEST).exists()
+
+    def read_manifest(self) -> CheckpointManifest:
+        path = self.path / MANIFEST
+        if not path.exists():
+            raise DataError(f"{self.path} holds no checkpoint. Run embedsvc train.")
+        value = durable.read_json(path, self._remedy)
+        version = value.get("format_version") if isinstance(value, dict) else None
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{path} is of format {version}, this program reads {FORMAT_VERSION}. "
+                f"Remove {self.path} to train from the start."
+            )
+        try:
+            return CheckpointManifest.from_json(value)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path} was altered: {error!r}. {self._remedy}") from None
+
+    def write_table(self, slot: Slot, token: int, table: Table) -> FileEntry:
+        (self.path / _TABLES).mkdir(parents=True, exist_ok=True)
+        return tables.write(self.path / _TABLES, slot, token, table)
+
+    def read_table(self, entry: FileEntry, make: Fresh) -> Table:
+        return tables.read(durable.verify(self.path, entry, self._remedy), make)
+
+    def write_parameters(self, token: int, arrays: Mapping[str, NDArray[Any]]) -> FileEntry:
+        path = self.path / f"parameters.{token:010}.safetensors"
+        with durable.replacing(path) as file:
+            tensors.write(file, arrays)
+        return durable.entry_of(self.path, path)
+
+    def read_parameters(self, entry: FileEntry | None) -> dict[str, NDArray[Any]]:
+        if entry is None:
+            return {}
+        stored = tensors.read(durable.verify(self.path, entry, self._remedy))
+        return {name: np.array(array) for name, array in stored.arrays.items()}
+
+    def commit(self, manifest: CheckpointManifest) -> None:
+        """Make `manifest` the newest; every file it names must be written already."""
+        newest, previous = self.path / MANIFEST, self.path / PREVIOUS
+        if newest.exists():
+            kept = durable.temporary_name(previous)
+            kept.unlink(missing_ok=True)
+            os.link(newest, kept)
+            os.replace(kept, previous)
+        durable.write_json(newest, manifest.as_json())
+        self._sweep()
+
+    def _sweep(self) -> None:
+        named = set()
+        for path in (self.path / MANIFEST, self.path / PREVIOUS):
+            if path.exists():
+                value = CheckpointManifest.from_json(durable.read_json(path, self._remedy))
+                named |= {entry.path for entry in value.tables.values()}
+                named |= {value.parameters.path} if value.parameters else set()
+        for file in [*self.path.glob(f"{_TABLES}/*"), *self.path.glob("parameters.*")]:
+            if file.relative_to(self.path).as_posix() not in named:
+                file.unlink(missing_ok=True)
+        for file in self.path.glob(f"*{durable.TEMPORARY}*"):
+            file.unlink(missing_ok=True)

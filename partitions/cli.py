@@ -1,0 +1,64 @@
+"""The one console command: gathers every package's sub-commands from the entry points.
+
+`embedsvc.commands` maps a name to a function or a typer app, so that the packages above need not
+import each other. Here, and only here, an `InputError` becomes a line on stderr and exit code 2.
+"""
+
+import errno
+import logging
+import sys
+from importlib.metadata import entry_points
+
+import typer
+
+from partitions.errors import InputError
+
+_ORDER = ("import", "train", "eval", "publish", "run", "serve", "query")  # the road's order
+
+# What a full or broken disk looks like; every other OSError is our mistake and keeps its traceback.
+_DISK = {
+    errno.ENOSPC: "the disk is full; free some space and run the same command again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
+    errno.EROFS: "the file system is read-only; choose another [run] dir",
+    errno.EACCES: "permission denied; choose another folder or mend its permissions",
+    errno.EIO: "the disk reported an error; copy your data elsewhere and run again",
+    errno.EFBIG: "the file grew past the allowed size; raise the limit and run the command again",
+}
+
+
+def build_app() -> typer.Typer:
+    app = typer.Typer(
+        name="embedsvc",
+        help="Graph embeddings larger than memory, learnt and served on plain CPUs.",
+        no_args_is_help=True,
+        rich_markup_mode="markdown",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    points = {point.name: point for point in entry_points(group="embedsvc.commands")}
+    for name in sorted(points, key=lambda n: (_ORDER.index(n) if n in _ORDER else 99, n)):
+        command = points[name].load()
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
+    return app
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    try:
+        build_app()()
+    except InputError as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        sys.exit(_fail(f"{error.filename or 'writing'}: {_DISK[error.errno]}."))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(sentence: str) -> int:
+    print(f"embedsvc: {sentence}", file=sys.stderr)
+    return 2

@@ -1,0 +1,289 @@
+"""One TOML file + dotted overrides -> frozen typed models.
+
+    embedsvc train graph.toml train.lr=0.05 model.dim=200
+
+Each package declares its own tables and registers them as entry points of `embedsvc.tables`;
+this floor owns `[run]` and `[graph]`. Unknown keys are errors that name the nearest known key.
+Relative paths are relative to the folder the command runs in.
+"""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from partitions.errors import ConfigError, did_you_mean
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class Table(BaseModel):
+    """A frozen group of settings; a key it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class RunConfig(Table):
+    """`[run]`: where this run keeps what it makes."""
+
+    dir: Path = Path("runs/default")
+    """Folder for graph/, checkpoint/ and published/."""
+
+    @property
+    def graph(self) -> Path:
+        return self.dir / "graph"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.dir / "checkpoint"
+
+    @property
+    def published(self) -> Path:
+        return self.dir / "published"
+
+
+Column = str | Annotated[int, Field(ge=0)]
+
+
+class SourceConfig(Table):
+    """Where rows come from and how to read them."""
+
+    path: str
+    """File, or glob such as "events/*.parquet", relative to graph.data."""
+    member: str | None = None
+    """File inside a .tar, .tar.gz or .zip archive."""
+    format: Literal["text", "parquet", "arrow"] | None = None
+    """Told from the file name's ending where unset."""
+    delimiter: Annotated[str, Field(min_length=1)] | None = None
+    """Text only; several characters are allowed. Unset: comma for .csv, tab otherwise."""
+    header: bool | None = None
+    """Text only: the first line names the columns. Unset: true where `columns` uses names."""
+    encoding: str = "utf-8"
+    """Text only."""
+
+
+class AttributesConfig(SourceConfig):
+    """Columns to show with an entity: its title, its category."""
+
+    columns: dict[str, Column]
+    """Must map `key`; every other name becomes an attribute (as text)."""
+
+    @model_validator(mode="after")
+    def _maps_key(self) -> "AttributesConfig":
+        if "key" not in self.columns:
+            raise ValueError("columns must map `key`, such as {key = 0, title = 1}")
+        return self
+
+
+class InputConfig(SourceConfig):
+    """`[[graph.inputs]]`: rows that are edges."""
+
+    relation: str | None = None
+    """All rows are of this relation; unset: a column names it."""
+    columns: dict[Literal["lhs", "rel", "rhs", "weight"], Column] | None = None
+    """Column name or position of each part; unset: positions in this order."""
+    split: Literal["train", "valid", "test"] | None = None
+    """The split of all rows; unset: train, less what graph.holdout draws."""
+
+    @model_validator(mode="after")
+    def _maps_all(self) -> "InputConfig":
+        needed = {"lhs", "rhs"} | (set() if self.relation else {"rel"})
+        if self.columns is not None and (missing := needed - set(self.columns)):
+            raise ValueError(f"columns does not map {', '.join(sorted(missing))}")
+        if self.columns is not None and self.relation and "rel" in self.columns:
+            raise ValueError("the relation is given twice: as `relation` and as a column")
+        return self
+
+    @property
+    def resolved_columns(self) -> dict[str, Column]:
+        if self.columns is not None:
+            return {str(name): column for name, column in self.columns.items()}
+        return {"lhs": 0, "rhs": 1} if self.relation else {"lhs": 0, "rel": 1, "rhs": 2}
+
+
+class EntityConfig(Table):
+    """`[graph.entities.NAME]`"""
+
+    partitions: Annotated[int, Field(ge=1)] = 1
+    """1, or the one number that all partitioned types share."""
+    attributes: AttributesConfig | None = None
+    """A file with columns to show beside a key."""
+
+
+class RelationConfig(Table):
+    """`[graph.relations.NAME]`; NAME `*` stands for every relation found in the data."""
+
+    lhs: str
+    """Entity type."""
+    rhs: str
+    """Entity type."""
+
+
+class HoldoutConfig(Table):
+    """`[graph.holdout]`: edges to keep out of training, drawn by a hash of the edge and the seed,
+    so that the draw depends on neither order nor partitions and equal edges share a split."""
+
+    valid: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of edges."""
+    test: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of edges."""
+    relations: list[str] | None = None
+    """Only of these relations; unset: of all."""
+    seed: int = 1
+
+
+class GraphConfig(Table):
+    """`[graph]`: what `embedsvc import` reads."""
+
+    data: Path = Path(".")
+    """Folder that the inputs' paths start from."""
+    entities: Annotated[dict[str, EntityConfig], Field(min_length=1)]
+    relations: Annotated[dict[str, RelationConfig], Field(min_length=1)]
+    inputs: Annotated[list[InputConfig], Field(min_length=1)]
+    holdout: HoldoutConfig = HoldoutConfig()
+    skip_bad: bool = False
+    """Count and skip malformed lines instead of stopping at the first."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "GraphConfig":
+        for name in self.entities:
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(
+                    f"entities.{name}: a type's name is made of letters, digits, - and _"
+                )
+        for name, relation in self.relations.items():
+            for side in (relation.lhs, relation.rhs):
+                if side not in self.entities:
+                    hint = did_you_mean(side, list(self.entities))
+                    raise ValueError(
+                        f"relations.{name} names the entity type {side}, "
+                        f"which is not under [graph.entities]. {hint}"
+                    )
+        counts = {e.partitions for e in self.entities.values()} - {1}
+        if len(counts) > 1:
+            raise ValueError(
+                "every entity type has 1 partition or the same number of them, "
+                f"found {', '.join(map(str, sorted(counts)))}"
+            )
+        for source in self.inputs:
+            if source.relation is not None and not {source.relation, "*"} & set(self.relations):
+                hint = did_you_mean(source.relation, list(self.relations))
+                raise ValueError(
+                    f"the input {source.path} is of relation {source.relation}, "
+                    f"which is not under [graph.relations]. {hint}"
+                )
+        if self.holdout.valid + self.holdout.test >= 1:
+            raise ValueError("holdout.valid + holdout.test leave nothing to train on")
+        for name in self.holdout.relations or []:
+            if not {name, "*"} & set(self.relations):
+                hint = did_you_mean(name, list(self.relations))
+                raise ValueError(f"holdout.relations names {name}, which is not a relation. {hint}")
+        return self
+
+
+class Settings:
+    """The tables of one config file, each asked for by its model.
+
+    A table that no installed package declares is an error at once; the content of a table is
+    checked when its owner asks for it, so that serving needs nothing from training.
+    """
+
+    def __init__(self, name: str, tables: Mapping[str, Any]) -> None:
+        self.name = name
+        self._tables = tables
+        known = [point.name for point in entry_points(group="embedsvc.tables")]
+        for table in tables:
+            if table not in known:
+                raise ConfigError(f"{name}: [{table}] is not a table. {did_you_mean(table, known)}")
+
+    def table(self, key: str, model: type[M]) -> M:
+        """The table `[key]` as `model`; defaults where the file is silent."""
+        found = self._tables.get(key, {})
+        if not isinstance(found, dict):
+            raise ConfigError(f"{self.name}: {key} must be a table: [{key}].")
+        try:
+            return model.model_validate(found)
+        except ValidationError as error:
+            raise ConfigError(_sentence(self.name, key, model, error)) from None
+
+    def resolved(self) -> dict[str, Any]:
+        """Every declared table with its defaults filled in, as plain JSON values."""
+        tables = {}
+        for point in entry_points(group="embedsvc.tables"):
+            if point.name in self._tables or point.name != "graph":
+                tables[point.name] = self.table(point.name, point.load()).model_dump(mode="json")
+        return tables
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read a TOML file and apply overrides such as "train.lr=0.05"."""
+    try:
+        tables = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is missing: name a TOML file with your settings.") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder: name a TOML file with your settings.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+    for override in overrides:
+        _apply(tables, override)
+    return Settings(str(path), tables)
+
+
+def _apply(tables: dict[str, Any], override: str) -> None:
+    name, equals, text = override.partition("=")
+    *parents, key = name.split(".")
+    if not equals or not parents or not key:
+        raise ConfigError(f"{override} is not a setting: write it as table.key=value.")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string, so that run.dir=runs/x needs no quotes
+    table = tables
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise ConfigError(f"{override}: {parent} is a value, not a table.")
+    table[key] = value
+
+
+def _sentence(name: str, table: str, model: type[BaseModel], error: ValidationError) -> str:
+    """The first mistake of a pydantic report as one sentence."""
+    first = error.errors(include_url=False)[0]
+    steps = [str(step) for step in first["loc"]]
+    where = ".".join([table, *steps[:-1]]) if steps else table
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, steps[:-1])
+        return f"{name}: [{where}] {steps[-1]} is not a setting. {did_you_mean(steps[-1], known)}"
+    if first["type"] == "missing":
+        return f"{name}: [{where}] {steps[-1]} is missing."
+    message = first["msg"].removeprefix("Value error, ").rstrip(".?")
+    message = message[0].lower() + message[1:] if first["type"] != "value_error" else message
+    end = "?" if first["msg"].endswith("?") else "."
+    if first["type"] == "value_error":
+        return f"{name}: [{'.'.join([table, *steps])}] {message}{end}"
+    return f"{name}: [{where}] {steps[-1]} = {first['input']!r}: {message}{end}"
+
+
+def _known_keys(model: type[BaseModel], steps: Sequence[str]) -> list[str]:
+    """The keys that the table at `steps` below `model` knows."""
+    for step in steps:
+        if step in model.model_fields:  # else a name in a dict or a place in a list: stay
+            inner = _inner_table(model.model_fields[step].annotation)
+            if inner is None:
+                return []
+            model = inner
+    return list(model.model_fields)
+
+
+def _inner_table(annotation: Any) -> type[BaseModel] | None:
+    """The model inside list[Model], dict[str, Model] or Model | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for inner in getattr(annotation, "__args__", ()):
+        if (found := _inner_table(inner)) is not None:
+            return found
+    return None

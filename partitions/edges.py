@@ -1,0 +1,66 @@
+"""Bucket files: one Arrow IPC file per bucket and split, one record batch.
+
+    lhs     uint32   offset in the lhs partition
+    rhs     uint32   offset in the rhs partition
+    rel     smallest unsigned integer that fits; absent where the graph has one relation
+    weight  float32; absent where the graph has no weights
+
+At most 4 + 4 + 1 (+ 4) bytes an edge up to 256 relations; memory-mapped, never copied to be read.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from partitions.durable import replacing
+from partitions.errors import DataError
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Edges:
+    """The edges of one bucket: arrays of one length, views of the file where they were read."""
+
+    lhs: NDArray[np.uint32]
+    rel: NDArray[np.unsignedinteger[Any]]
+    rhs: NDArray[np.uint32]
+    weight: NDArray[np.float32] | None = None
+
+    def __len__(self) -> int:
+        return len(self.lhs)
+
+
+def relation_dtype(num_relations: int) -> np.dtype[Any]:
+    return np.min_scalar_type(max(num_relations - 1, 0))
+
+
+def write(path: Path, edges: Edges, num_relations: int) -> None:
+    """Raises nothing of its own; the caller vouches that offsets and relations are in range."""
+    columns: dict[str, Any] = {"lhs": edges.lhs, "rhs": edges.rhs}
+    if num_relations > 1:
+        columns["rel"] = edges.rel.astype(relation_dtype(num_relations), copy=False)
+    if edges.weight is not None:
+        columns["weight"] = edges.weight
+    batch = pa.record_batch({name: pa.array(values) for name, values in columns.items()})
+    with replacing(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def read(path: Path) -> Edges:
+    with pa.memory_map(str(path)) as file:
+        reader = pa.ipc.open_file(file)
+        batch = reader.get_batch(0) if reader.num_record_batches == 1 else None
+    if batch is None or not {"lhs", "rhs"} <= set(batch.schema.names):
+        raise DataError(f"{path} is not a bucket file of format {FORMAT_VERSION}. Import again.")
+    columns = {name: batch.column(name).to_numpy() for name in batch.schema.names}
+    return Edges(
+        lhs=columns["lhs"],
+        rel=columns.get("rel", np.broadcast_to(np.uint8(0), len(columns["lhs"]))),
+        rhs=columns["rhs"],
+        weight=columns.get("weight"),
+    )

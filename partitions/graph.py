@@ -1,0 +1,220 @@
+"""The graph directory, and its manifest graph.json (this module owns its format).
+
+graph.json                        format version, types, relations, counts, digests, sources
+entities/TYPE/keys-PPP.arrow      dictionary of one partition (dictionary.py)
+entities/TYPE/attributes-PPP.arrow  one row per key, columns of text to show; where given
+edges/SPLIT/LLL-RRR.arrow         one bucket (edges.py); only buckets that have edges
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from partitions import dictionary, durable
+from partitions import edges as edge_files
+from partitions.durable import FileEntry
+from partitions.edges import Edges
+from partitions.errors import DataError, did_you_mean
+from partitions.schema import SPLITS, Bucket, EntityType, RelationType, Slot
+
+FORMAT_VERSION = 1
+MANIFEST = "graph.json"
+_REMEDY = "Import the graph again."
+
+
+@dataclass(frozen=True)
+class GraphManifest:
+    entity_types: Sequence[EntityType]
+    relations: Sequence[RelationType]
+    num_rows: Mapping[Slot, int]
+    key_files: Mapping[Slot, FileEntry]
+    attribute_files: Mapping[Slot, FileEntry]
+    num_edges: Mapping[tuple[str, Bucket], int]
+    relation_edges: Mapping[str, Sequence[int]]  # split -> edges of each relation
+    edge_files: Mapping[tuple[str, Bucket], FileEntry]
+    sources: Sequence[Mapping[str, Any]] = field(default_factory=list)
+    skipped_rows: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)  # the [graph] table it was made from
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "format_version": FORMAT_VERSION,
+            "entity_types": [
+                {
+                    "name": entity_type.name,
+                    "partitions": [
+                        {
+                            "rows": self.num_rows[slot],
+                            "keys": self.key_files[slot].as_json(),
+                            "attributes": self.attribute_files[slot].as_json()
+                            if slot in self.attribute_files
+                            else None,
+                        }
+                        for slot in slots_of(entity_type)
+                    ],
+                }
+                for entity_type in self.entity_types
+            ],
+            "relations": [
+                {
+                    "name": relation.name,
+                    "lhs": relation.lhs,
+                    "rhs": relation.rhs,
+                    "edges": {split: counts[at] for split, counts in self.relation_edges.items()},
+                }
+                for at, relation in enumerate(self.relations)
+            ],
+            "buckets": [
+                {
+                    "split": split,
+                    "lhs": bucket.lhs,
+                    "rhs": bucket.rhs,
+                    "edges": self.num_edges[split, bucket],
+                    "file": entry.as_json(),
+                }
+                for (split, bucket), entry in self.edge_files.items()
+            ],
+            "sources": list(self.sources),
+            "skipped_rows": self.skipped_rows,
+            "config": dict(self.config),
+        }
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "GraphManifest":
+        types = [EntityType(t["name"], len(t["partitions"])) for t in value["entity_types"]]
+        slots = {
+            Slot(t["name"], at): part
+            for t in value["entity_types"]
+            for at, part in enumerate(t["partitions"])
+        }
+        buckets = {(b["split"], Bucket(b["lhs"], b["rhs"])): b for b in value["buckets"]}
+        return GraphManifest(
+            entity_types=types,
+            relations=[RelationType(r["name"], r["lhs"], r["rhs"]) for r in value["relations"]],
+            num_rows={slot: part["rows"] for slot, part in slots.items()},
+            key_files={slot: FileEntry(**part["keys"]) for slot, part in slots.items()},
+            attribute_files={
+                slot: FileEntry(**part["attributes"])
+                for slot, part in slots.items()
+                if part["attributes"]
+            },
+            num_edges={at: bucket["edges"] for at, bucket in buckets.items()},
+            relation_edges={
+                split: [r["edges"].get(split, 0) for r in value["relations"]] for split in SPLITS
+            },
+            edge_files={at: FileEntry(**bucket["file"]) for at, bucket in buckets.items()},
+            sources=value["sources"],
+            skipped_rows=value["skipped_rows"],
+            config=value["config"],
+        )
+
+
+def slots_of(entity_type: EntityType) -> list[Slot]:
+    return [Slot(entity_type.name, at) for at in range(entity_type.num_partitions)]
+
+
+class Graph:
+    """A graph directory opened for reading. Each file's digest is checked before its first use."""
+
+    def __init__(self, path: Path) -> None:
+        durable.recover_folder(path)
+        self.path = path
+        manifest_path = path / MANIFEST
+        if not manifest_path.exists():
+            raise DataError(f"{path} holds no graph: {MANIFEST} is missing. Run embedsvc import.")
+        value = durable.read_json(manifest_path, _REMEDY)
+        version = value.get("format_version") if isinstance(value, dict) else None
+        if version != FORMAT_VERSION:
+            raise DataError(
+                f"{manifest_path} is of format {version}, this program reads {FORMAT_VERSION}. "
+                f"{_REMEDY}"
+            )
+        try:
+            self.manifest = GraphManifest.from_json(value)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{manifest_path} was altered: {error!r}. {_REMEDY}") from None
+        self.digest = durable.sha256_of(manifest_path)
+        self.relations = self.manifest.relations
+        self.entity_types = {t.name: t for t in self.manifest.entity_types}
+        self._verified: set[str] = set()
+
+    def relation_id(self, name: str) -> int:
+        names = [relation.name for relation in self.relations]
+        if name not in names:
+            hint = did_you_mean(name, names)
+            raise DataError(f"{self.path} has no relation {name}. {hint}")
+        return names.index(name)
+
+    def buckets(self, split: str) -> list[Bucket]:
+        return sorted(bucket for at, bucket in self.manifest.edge_files if at == split)
+
+    def num_edges(self, split: str, bucket: Bucket | None = None) -> int:
+        counts = self.manifest.num_edges
+        if bucket is not None:
+            return counts.get((split, bucket), 0)
+        return sum(count for (at, _), count in counts.items() if at == split)
+
+    def edges(self, split: str, bucket: Bucket) -> Edges:
+        return edge_files.read(self._whole(self.manifest.edge_files[split, bucket]))
+
+    def slots(self) -> list[Slot]:
+        return [
+            slot for entity_type in self.manifest.entity_types for slot in slots_of(entity_type)
+        ]
+
+    def num_rows(self, slot: Slot) -> int:
+        return self.manifest.num_rows[slot]
+
+    def num_entities(self, entity_type: str) -> int:
+        return int(self.starts[entity_type][-1])
+
+    @cached_property
+    def starts(self) -> dict[str, NDArray[np.int64]]:
+        """Entity type -> int64 [partitions + 1]: id = starts[partition] + offset."""
+        return {
+            t.name: np.cumsum([0] + [self.num_rows(slot) for slot in slots_of(t)])
+            for t in self.manifest.entity_types
+        }
+
+    def slot_of(self, entity_type: str, partition: int) -> Slot:
+        """The slot that a bucket's index means for this type: 0 where it has one partition."""
+        single = self.entity_types[entity_type].num_partitions == 1
+        return Slot(entity_type, 0 if single else partition)
+
+    def slots_of_bucket(self, bucket: Bucket) -> list[Slot]:
+        """The tables that training the bucket may touch, each once."""
+        slots = [self.slot_of(r.lhs, bucket.lhs) for r in self.relations]
+        slots += [self.slot_of(r.rhs, bucket.rhs) for r in self.relations]
+        return list(dict.fromkeys(slots))
+
+    def keys(self, slot: Slot) -> pa.Array:
+        return dictionary.read(self._whole(self.manifest.key_files[slot]))
+
+    def all_keys(self, entity_type: str) -> pa.Array:
+        """large_string [entities], in the order of ids."""
+        slots = slots_of(self.entity_types[entity_type])
+        return pa.concat_arrays([self.keys(slot) for slot in slots])
+
+    def attributes(self, entity_type: str) -> pa.Table | None:
+        """Text columns in the order of ids, or None where the type has none."""
+        slots = slots_of(self.entity_types[entity_type])
+        if any(slot not in self.manifest.attribute_files for slot in slots):
+            return None
+        tables = []
+        for slot in slots:
+            path = self._whole(self.manifest.attribute_files[slot])
+            with pa.memory_map(str(path)) as file:
+                tables.append(pa.ipc.open_file(file).read_all())
+        return pa.concat_tables(tables)
+
+    def _whole(self, entry: FileEntry) -> Path:
+        fresh = entry.path not in self._verified
+        path = durable.verify(self.path, entry, _REMEDY, digest=fresh)
+        self._verified.add(entry.path)
+        return path

@@ -1,0 +1,408 @@
+"""Raw files -> Arrow record batches of string columns.
+
+Text goes through Arrow's block parser. Where it meets a malformed line it can't say which, so the
+file is read once more, line by line, only to name the line: the fast path stays free of counting.
+"""
+
+import codecs
+import csv
+import gzip
+import io
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from partitions.config import Column, SourceConfig
+from partitions.errors import DataError, did_you_mean
+
+_BLOCK_BYTES = 8 << 20
+_COLUMN_SEPARATOR = "\x1f"  # stands in for a delimiter of several characters
+
+
+def expand(folder: Path, source: SourceConfig) -> list[Path]:
+    """The files a source names, sorted; a DataError where there are none."""
+    parts = Path(source.path)
+    base, pattern = (
+        (Path(parts.anchor), parts.relative_to(parts.anchor))
+        if parts.anchor
+        else (
+            folder,
+            parts,
+        )
+    )
+    found = sorted(p for p in base.glob(str(pattern)) if p.is_file())
+    if not found:
+        raise DataError(
+            f"{base / pattern} is missing: no such file. Mend the path (it starts from graph.data)."
+        )
+    return found
+
+
+def read(
+    path: Path,
+    source: SourceConfig,
+    columns: dict[str, Column],
+    *,
+    skip_bad: bool = False,
+    on_skipped: Callable[[int], None] = lambda count: None,
+    floats: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
+) -> Iterator[pa.RecordBatch]:
+    """Batches with exactly the columns `columns` names, as strings (`floats` as float32).
+
+    Only columns named in `optional` may be empty.
+
+    Raises DataError naming file and line for a line with too few or too many columns, a broken
+    archive, an unknown column, an empty or missing value. With skip_bad such rows are left out and
+    counted by on_skipped.
+    """
+    reader = _FORMATS[source.format or _format_of(path, source)]
+    try:
+        for batch in reader(path, source, columns, skip_bad, on_skipped):
+            yield _checked(batch, path, source, columns, skip_bad, on_skipped, floats, optional)
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError, zipfile.BadZipFile) as error:
+        raise _broken(path, error) from None
+    except (pa.ArrowInvalid, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise _broken(path, error) from None
+
+
+def _broken(path: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0].rstrip(".")
+    return DataError(f"{path} can't be read: {reason}. Copy or export the file again.")
+
+
+def _format_of(path: Path, source: SourceConfig) -> str:
+    endings = Path(source.member or path).suffixes
+    if ".parquet" in endings:
+        return "parquet"
+    return "arrow" if {".arrow", ".feather", ".ipc"} & set(endings) else "text"
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _bytes_of(path: Path, source: SourceConfig) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a file or of one member of an archive."""
+    with ExitStack() as stack:
+        if source.member is not None:
+            yield _member(stack, path, source.member)
+        elif path.suffix == ".gz":
+            gz = stack.enter_context(gzip.GzipFile(path, "rb"))
+            yield cast(IO[bytes], gz)
+        elif path.suffix == ".zst":
+            yield stack.enter_context(pa.input_stream(str(path), compression="zstd"))
+        else:
+            yield stack.enter_context(path.open("rb"))
+
+
+def _member(stack: ExitStack, path: Path, member: str) -> IO[bytes]:
+    if path.suffix == ".zip":
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        names = archive.namelist()
+        if member in names:
+            return stack.enter_context(archive.open(member))
+    else:
+        tar = stack.enter_context(tarfile.TarFile.open(path))
+        names = tar.getnames()
+        if member in names and (file := tar.extractfile(member)) is not None:
+            return stack.enter_context(file)
+    raise DataError(f"{path} has no member {member}. {did_you_mean(member, names)}")
+
+
+class _OneDelimiter(io.RawIOBase):
+    """A byte stream with a long delimiter replaced by a short one, for the block parser."""
+
+    def __init__(self, stream: IO[bytes], old: bytes, new: bytes) -> None:
+        self._stream, self._old, self._new = stream, old, new
+        self._kept = b""  # a possible first half of a delimiter at the end of the last block
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while True:
+            block = self._stream.read(max(1, len(buffer) - len(self._kept)))
+            text = (self._kept + block).replace(self._old, self._new)
+            halves = (n for n in range(len(self._old) - 1, 0, -1) if text.endswith(self._old[:n]))
+            keep = next(halves, 0) if block else 0
+            text, self._kept = text[: len(text) - keep], text[len(text) - keep :]
+            if text or not block:
+                buffer[: len(text)] = text
+                return len(text)
+
+
+def _read_text(
+    path: Path,
+    source: SourceConfig,
+    columns: dict[str, Column],
+    skip_bad: bool,
+    on_skipped: Callable[[int], None],
+) -> Iterator[pa.RecordBatch]:
+    names, width = _text_columns(path, source, columns)
+    delimiter = _delimiter(path, source)
+    bad = 0
+
+    def on_invalid(row: Any) -> str:
+        nonlocal bad
+        if not row.text.strip():
+            return "skip"  # a blank line, which is no row
+        bad += 1
+        return "skip" if skip_bad else "error"
+
+    with _bytes_of(path, source) as stream:
+        if len(delimiter) > 1:
+            stream = io.BufferedReader(
+                _OneDelimiter(stream, delimiter.encode(source.encoding), _COLUMN_SEPARATOR.encode())
+            )
+        try:
+            batches = pyarrow.csv.open_csv(
+                stream,
+                read_options=pyarrow.csv.ReadOptions(
+                    column_names=[str(i) for i in range(width)],
+                    skip_rows=1 if _has_header(source, columns) else 0,
+                    block_size=_BLOCK_BYTES,
+                    encoding=source.encoding,
+                ),
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter=delimiter if len(delimiter) == 1 else _COLUMN_SEPARATOR,
+                    quote_char='"' if delimiter == "," else False,
+                    invalid_row_handler=on_invalid,
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types={str(i): pa.string() for i in range(width)},
+                    strings_can_be_null=False,
+                ),
+            )
+            for batch in batches:
+                yield pa.record_batch(
+                    {name: batch.column(position) for name, position in names.items()}
+                )
+        except pa.ArrowInvalid as error:
+            if "Empty CSV file" in str(error):
+                return
+            raise _bad_line(path, source, columns) or _broken(path, error) from None
+    if bad:
+        on_skipped(bad)
+
+
+def _delimiter(path: Path, source: SourceConfig) -> str:
+    if source.delimiter is not None:
+        return source.delimiter
+    return "," if ".csv" in Path(source.member or path).suffixes else "\t"
+
+
+def _has_header(source: SourceConfig, columns: dict[str, Column]) -> bool:
+    if source.header is not None:
+        return source.header
+    return any(isinstance(column, str) for column in columns.values())
+
+
+def _rows(path: Path, source: SourceConfig) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of every row but blank lines: the slow twin of the block parser."""
+    delimiter = _delimiter(path, source)
+    with _bytes_of(path, source) as stream:
+        lines = codecs.getreader(source.encoding)(stream, "replace")
+        if delimiter == ",":
+            reader = csv.reader(lines)
+            yield from ((reader.line_num, cells) for cells in reader if cells)
+            return
+        for number, line in enumerate(_physical_lines(lines), start=1):
+            if line.strip():
+                yield number, line.split(delimiter)
+
+
+def _physical_lines(lines: Any) -> Iterator[str]:
+    """Split at newlines only: str.splitlines would also split at U+2028 and its like."""
+    rest = ""
+    while block := lines.read(_BLOCK_BYTES):
+        *whole, rest = (rest + block).split("\n")
+        yield from (line.removesuffix("\r") for line in whole)
+    if rest:
+        yield rest.removesuffix("\r")
+
+
+def _text_columns(
+    path: Path, source: SourceConfig, columns: dict[str, Column]
+) -> tuple[dict[str, int], int]:
+    """Column name -> position, and how many columns the first row has."""
+    _, first = next(_rows(path, source), (0, []))
+    header = [cell.strip() for cell in first] if _has_header(source, columns) else []
+    positions = {}
+    for name, column in columns.items():
+        if isinstance(column, str):
+            if first and column not in header:
+                hint = did_you_mean(column, header)
+                raise DataError(f"{path}:1: the header has no column {column}. {hint}")
+            positions[name] = header.index(column) if first else 0
+        else:
+            positions[name] = column
+    # Without a header the mapping itself says how wide a row must be at least: a first line that
+    # lacks a column is the malformed one, not the measure of the others.
+    return positions, max(len(first), max(positions.values()) + 1)
+
+
+def _bad_line(path: Path, source: SourceConfig, columns: dict[str, Column]) -> DataError | None:
+    """The sentence about the first malformed line, found by reading the file again."""
+    _, width = _text_columns(path, source, columns)
+    kind = {"\t": "tab", ",": "comma"}.get(_delimiter(path, source), "delimiter")
+    for number, cells in _rows(path, source):
+        if len(cells) != width:
+            return DataError(
+                f"{_line(path, source, number)}: expected {width} {kind}-separated columns "
+                f"({', '.join(columns)}), found {len(cells)}. {_FIX}"
+            )
+    return None
+
+
+_FIX = "Fix the line, or import with graph.skip_bad=true to count and skip such lines."
+
+
+def _line(path: Path, source: SourceConfig, number: int) -> str:
+    inside = f"!{source.member}" if source.member else ""
+    return f"{path}{inside}:{number}"
+
+
+# --- Parquet and Arrow ---------------------------------------------------------------------------
+
+
+def _read_parquet(
+    path: Path, source: SourceConfig, columns: dict[str, Column], *_: Any
+) -> Iterator[pa.RecordBatch]:
+    with pq.ParquetFile(path) as file:
+        names = _named_columns(path, columns, file.schema_arrow.names)
+        for batch in file.iter_batches(columns=list(names.values()), batch_size=1 << 18):
+            yield pa.record_batch({name: batch.column(column) for name, column in names.items()})
+
+
+def _read_arrow(
+    path: Path, source: SourceConfig, columns: dict[str, Column], *_: Any
+) -> Iterator[pa.RecordBatch]:
+    with pa.memory_map(str(path)) as file:
+        try:
+            reader = pa.ipc.open_file(file)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+        except pa.ArrowInvalid:
+            file.seek(0)
+            reader = pa.ipc.open_stream(file)
+            batches = iter(reader)
+        names = _named_columns(path, columns, reader.schema.names)
+        for batch in batches:
+            yield pa.record_batch({name: batch.column(column) for name, column in names.items()})
+
+
+def _named_columns(path: Path, columns: dict[str, Column], known: list[str]) -> dict[str, str]:
+    names = {}
+    for name, column in columns.items():
+        if isinstance(column, int):
+            if column >= len(known):
+                raise DataError(
+                    f"{path} has {len(known)} columns, so there is no column {column} "
+                    f"(counted from 0) for {name}. Known here: {', '.join(known)}."
+                )
+            column = known[column]
+        if column not in known:
+            raise DataError(f"{path} has no column {column}. {did_you_mean(column, known)}")
+        names[name] = column
+    return names
+
+
+_FORMATS = {"text": _read_text, "parquet": _read_parquet, "arrow": _read_arrow}
+
+
+# --- checks that every format shares --------------------------------------------------------------
+
+
+def _checked(
+    batch: pa.RecordBatch,
+    path: Path,
+    source: SourceConfig,
+    columns: dict[str, Column],
+    skip_bad: bool,
+    on_skipped: Callable[[int], None],
+    floats: tuple[str, ...],
+    optional: tuple[str, ...],
+) -> pa.RecordBatch:
+    """The batch as non-empty strings and finite floats, bad rows refused or left out."""
+    arrays, good = {}, None
+    for name in batch.schema.names:
+        column = batch.column(name)
+        if name in floats:
+            values = _as_floats(column)
+            fine = pc.fill_null(pc.is_finite(values), False)
+        else:
+            values = _as_strings(column, path, columns[name])
+            fine = pc.fill_null(pc.not_equal(values, ""), False)
+        if name not in optional:
+            good = fine if good is None else pc.and_(good, fine)
+        else:
+            values = pc.fill_null(values, "")
+        arrays[name] = values
+    checked = pa.record_batch(arrays)
+    num_bad = len(good) - (pc.sum(good).as_py() or 0) if good is not None else 0
+    if not num_bad:
+        return checked
+    if not skip_bad:
+        raise _bad_value(path, source, columns, floats, optional)
+    on_skipped(num_bad)
+    return checked.filter(good)
+
+
+def _as_floats(column: pa.Array) -> pa.Array:
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        number = pc.match_substring_regex(column, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
+        column = pc.if_else(number, pc.utf8_trim_whitespace(column), None)
+    return column.cast(pa.float32(), safe=False)
+
+
+def _as_strings(column: pa.Array, path: Path, name: Column) -> pa.Array:
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_floating(column.type) or pa.types.is_nested(column.type):
+        raise DataError(
+            f"{path}: column {name} is of type {column.type}, expected text or whole numbers. "
+            "Export it as text."
+        )
+    return column.cast(pa.string())
+
+
+def _bad_value(
+    path: Path,
+    source: SourceConfig,
+    columns: dict[str, Column],
+    floats: tuple[str, ...],
+    optional: tuple[str, ...],
+) -> DataError:
+    """The sentence about the first empty key or unreadable number, found by reading again."""
+    if (source.format or _format_of(path, source)) != "text":
+        return DataError(
+            f"{path}: a value of {', '.join(columns)} is missing or empty. "
+            "Fix the file, or import with graph.skip_bad=true to count and skip such rows."
+        )
+    positions, _ = _text_columns(path, source, columns)
+    skip = 1 if _has_header(source, columns) else 0
+    for at, (number, cells) in enumerate(_rows(path, source)):
+        for name, position in positions.items() if at >= skip else ():
+            cell = cells[position] if position < len(cells) else ""
+            where = _line(path, source, number)
+            if name in floats:
+                try:
+                    fine = bool(pc.is_finite(_as_floats(pa.array([cell])))[0].as_py())
+                except pa.ArrowInvalid:
+                    fine = False
+                if not fine:
+                    return DataError(f"{where}: {name} is {cell!r}, expected a number. {_FIX}")
+            elif not cell and name not in optional:
+                return DataError(f"{where}: the {name} key is empty. {_FIX}")
+    return DataError(f"{path} has an empty key or an unreadable number. {_FIX}")

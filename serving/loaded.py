@@ -1,0 +1,163 @@
+"""A version in memory, checked to fit together: everything that a request needs."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from partitions.errors import DataError, did_you_mean
+from partitions.published import (
+    Fetch,
+    PublishedEntities,
+    PublishedFile,
+    PublishedRelation,
+    PublishedVersion,
+    read_manifest,
+)
+from serving.blobs import VersionBlobs
+from serving.cache import BlobCache
+from serving.index import SearchIndex
+from serving.keys import KeyTable
+from serving.operators import OPERATORS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Entities:
+    """One entity type."""
+
+    name: str
+    keys: KeyTable
+    attributes: pa.Table  # row = id
+    vectors: NDArray[np.float32]  # [entities, D], row = id
+    indexes: Mapping[str, SearchIndex]
+    num_shards: int
+
+
+@dataclass(frozen=True)
+class Relation:
+    name: str
+    lhs: Entities
+    rhs: Entities
+    operator: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # of the lhs vector
+    starts: NDArray[np.int64]  # [lhs entities + 1]
+    seen: NDArray[np.uint32]  # lhs i saw seen[starts[i]:starts[i + 1]]
+
+    def seen_by(self, lhs: int) -> NDArray[np.int64]:
+        return self.seen[self.starts[lhs] : self.starts[lhs + 1]].astype(np.int64)
+
+
+@dataclass(frozen=True)
+class LoadedVersion:
+    name: str
+    dim: int
+    entities: Mapping[str, Entities]
+    relations: Mapping[str, Relation]
+    blobs: VersionBlobs
+
+
+def load(root: Path, name: str, cache: BlobCache | None) -> LoadedVersion:
+    """Raises DataError for a version that is incomplete, altered, or whose parts don't fit."""
+    started = time.perf_counter()
+    manifest = read_manifest(root, name)
+    blobs = VersionBlobs(root / name, manifest, cache)
+    version = PublishedVersion(manifest, _keeping_last(blobs.fetch))
+    entities = {part.name: _entities(version, part) for part in manifest.entity_types}
+    params = {part.name: version.operator_params(part.name) for part in manifest.relations}
+    relations = {
+        part.name: _relation(version, part, entities, params[part.name])
+        for part in manifest.relations
+    }
+    log.info(
+        "loaded %s: %d blobs from %s, %d from disk, %.1f s",
+        name,
+        blobs.from_cache,
+        cache.name if cache else "no cache",
+        blobs.from_disk,
+        time.perf_counter() - started,
+    )
+    return LoadedVersion(name, manifest.dim, entities, relations, blobs)
+
+
+def _entities(version: PublishedVersion, part: PublishedEntities) -> Entities:
+    table, vectors = version.keys(part.name), version.vectors(part.name)
+    shape = (part.num_rows, version.manifest.dim)
+    _check(table.num_rows == shape[0], version, f"{part.name} has {table.num_rows} keys")
+    _check(
+        vectors.shape == shape and vectors.dtype == np.float32,
+        version,
+        f"the vectors of {part.name} are {vectors.dtype} {vectors.shape}, not float32 {shape}",
+    )
+    parsed: dict[str, SearchIndex] = {}  # by file: two names may share one
+    for name, described in part.indexes.items():
+        if described.file not in parsed:
+            parsed[described.file] = SearchIndex.parse(version.index(part.name, name), described)
+        index = parsed[described.file].faiss
+        found = (index.ntotal, index.d)
+        _check(found == shape, version, f"{described.file} is of {found}, not {shape}")
+    return Entities(
+        name=part.name,
+        keys=KeyTable(table.column("key")),
+        attributes=table.select(part.attributes).combine_chunks(),
+        vectors=vectors,
+        indexes={name: parsed[described.file] for name, described in part.indexes.items()},
+        num_shards=len(part.shards),
+    )
+
+
+def _relation(
+    version: PublishedVersion,
+    part: PublishedRelation,
+    entities: Mapping[str, Entities],
+    params: NDArray[np.float32] | None,
+) -> Relation:
+    for side in (part.lhs, part.rhs):
+        _check(side in entities, version, f"{part.name} names the unknown entity type {side}")
+    lhs, rhs = entities[part.lhs], entities[part.rhs]
+    _check("score" in rhs.indexes, version, f"{rhs.name} has no index `score`")
+    if part.operator not in OPERATORS:
+        raise DataError(
+            f"{version.name}: {part.name} uses the operator {part.operator}, which this server "
+            f"doesn't know. {did_you_mean(part.operator, list(OPERATORS))}"
+        )
+    if params is not None:
+        shape = (version.manifest.dim,)
+        _check(params.shape == shape, version, f"{part.name} has parameters of {params.shape}")
+    starts, seen = version.seen(part.name) or (np.zeros(len(lhs.keys) + 1, np.int64), _NONE_SEEN)
+    _check(
+        len(starts) == len(lhs.keys) + 1 and seen.max(initial=0) < max(len(rhs.keys), 1),
+        version,
+        f"the seen lists of {part.name} are of other entities",
+    )
+    operator = partial(OPERATORS[part.operator], params=params)
+    return Relation(part.name, lhs, rhs, operator, starts, seen)
+
+
+_NONE_SEEN = np.empty(0, np.uint32)
+
+
+def _check(holds: bool, version: PublishedVersion, problem: str) -> None:
+    if not holds:
+        raise DataError(f"{version.name} doesn't fit together: {problem}. Publish again.")
+
+
+def _keeping_last(fetch: Fetch) -> Fetch:
+    """Fetch the one file of parameters once, which every relation asks for."""
+    last: tuple[str, Any] = ("", None)
+
+    def fetch_anew(path: str, file: PublishedFile) -> Any:
+        nonlocal last
+        if path != last[0]:
+            last = ("", None)  # frees it first
+            last = (path, fetch(path, file))
+        return last[1]
+
+    return fetch_anew
