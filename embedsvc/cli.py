@@ -15,7 +15,7 @@ Overrides = Annotated[
     typer.Argument(help="Settings that differ, such as train.lr=0.05.", show_default=False),
 ]
 Replace = Annotated[
-    bool, typer.Option("--replace", help="Replace the graph and forget what was trained on it.")
+    bool, typer.Option("--replace", help="Replace the graph that is there.")
 ]
 
 

@@ -1,6 +1,7 @@
 """The road, command by command: what `embedsvc import | train | eval | publish` do and print."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,11 @@ class Road:
                 "(what was trained on it must then be trained again), or choose another [run] dir."
             )
         start = time.perf_counter()
-        with durable.only_writer(self.folders.dir, "importing into"), self._bar("rows") as bar:
+        with ExitStack() as stack:
+            # Nobody may train on a graph while it is replaced.
+            stack.enter_context(durable.only_writer(self.folders.dir, "importing into"))
+            stack.enter_context(durable.only_writer(self.folders.checkpoint, "importing for"))
+            bar = stack.enter_context(self._bar("rows"))
             tasks: dict[str, Any] = {}
 
             def progress(name: str, rows: int) -> None:

@@ -46,7 +46,9 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s")
+    for package in ("partitions", "embedsvc", "serving"):
+        logging.getLogger(package).setLevel(logging.INFO)
     try:
         build_app()()
     except InputError as error:

@@ -160,6 +160,8 @@ def _sweep(folder: Path) -> None:
 def only_writer(folder: Path, doing: str) -> Iterator[None]:
     """Hold `folder` for this process; BusyError names the process that holds it already.
 
+    doing: what this process is about to do, such as "training into".
+
     The lock is the kernel's (flock): it ends with its process, however that ends.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -168,12 +170,12 @@ def only_writer(folder: Path, doing: str) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read().strip() or "another process is using"
             raise BusyError(
-                f"{folder} is in use: process {holder} is {doing} it. "
+                f"{folder} is in use: {holder} it. "
                 "Wait for it to end, or choose another [run] dir."
             ) from None
         file.truncate(0)
-        file.write(str(os.getpid()))
+        file.write(f"process {os.getpid()} is {doing}")
         file.flush()
         yield

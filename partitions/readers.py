@@ -4,17 +4,17 @@ Text goes through Arrow's block parser. Where it meets a malformed line it can't
 file is read once more, line by line, only to name the line: the fast path stays free of counting.
 """
 
-import codecs
 import csv
 import gzip
 import io
+import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -71,14 +71,14 @@ def read(
             yield _checked(batch, path, source, columns, skip_bad, on_skipped, floats, optional)
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError, zipfile.BadZipFile) as error:
         raise _broken(path, error) from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         raise _broken(path, error) from None
 
 
 def _broken(path: Path, error: Exception) -> DataError:
-    reason = str(error).splitlines()[0].rstrip(".")
+    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
     return DataError(f"{path} can't be read: {reason}. Copy or export the file again.")
 
 
@@ -127,20 +127,23 @@ class _OneDelimiter(io.RawIOBase):
     def __init__(self, stream: IO[bytes], old: bytes, new: bytes) -> None:
         self._stream, self._old, self._new = stream, old, new
         self._kept = b""  # a possible first half of a delimiter at the end of the last block
+        self._ready = b""  # replaced already, more than the last buffer could take
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while True:
-            block = self._stream.read(max(1, len(buffer) - len(self._kept)))
+        while not self._ready:
+            block = self._stream.read(len(buffer))
             text = (self._kept + block).replace(self._old, self._new)
             halves = (n for n in range(len(self._old) - 1, 0, -1) if text.endswith(self._old[:n]))
             keep = next(halves, 0) if block else 0
-            text, self._kept = text[: len(text) - keep], text[len(text) - keep :]
-            if text or not block:
-                buffer[: len(text)] = text
-                return len(text)
+            self._ready, self._kept = text[: len(text) - keep], text[len(text) - keep :]
+            if not block:
+                break
+        taken, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
 
 
 def _read_text(
@@ -150,19 +153,21 @@ def _read_text(
     skip_bad: bool,
     on_skipped: Callable[[int], None],
 ) -> Iterator[pa.RecordBatch]:
-    names, width = _text_columns(path, source, columns)
+    names, width, header_lines = _text_columns(path, source, columns)
     delimiter = _delimiter(path, source)
+    # The block parser knows only delimiters of one ASCII character.
+    stand_in = len(delimiter) > 1 or not delimiter.isascii()
     bad = 0
 
     def on_invalid(row: Any) -> str:
         nonlocal bad
-        if not row.text.strip():
-            return "skip"  # a blank line, which is no row
+        if _is_blank(row.text):
+            return "skip"  # which is no row
         bad += 1
         return "skip" if skip_bad else "error"
 
     with _bytes_of(path, source) as stream:
-        if len(delimiter) > 1:
+        if stand_in:
             stream = io.BufferedReader(
                 _OneDelimiter(stream, delimiter.encode(source.encoding), _COLUMN_SEPARATOR.encode())
             )
@@ -171,12 +176,12 @@ def _read_text(
                 stream,
                 read_options=pyarrow.csv.ReadOptions(
                     column_names=[str(i) for i in range(width)],
-                    skip_rows=1 if _has_header(source, columns) else 0,
+                    skip_rows=header_lines,
                     block_size=_BLOCK_BYTES,
                     encoding=source.encoding,
                 ),
                 parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=delimiter if len(delimiter) == 1 else _COLUMN_SEPARATOR,
+                    delimiter=_COLUMN_SEPARATOR if stand_in else delimiter,
                     quote_char='"' if delimiter == "," else False,
                     invalid_row_handler=on_invalid,
                 ),
@@ -189,10 +194,12 @@ def _read_text(
                 yield pa.record_batch(
                     {name: batch.column(position) for name, position in names.items()}
                 )
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             if "Empty CSV file" in str(error):
                 return
-            raise _bad_line(path, source, columns) or _broken(path, error) from None
+            garbled = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error)
+            find = _bad_bytes if garbled else _bad_line
+            raise find(path, source, columns) or _broken(path, error) from None
     if bad:
         on_skipped(bad)
 
@@ -209,36 +216,45 @@ def _has_header(source: SourceConfig, columns: dict[str, Column]) -> bool:
     return any(isinstance(column, str) for column in columns.values())
 
 
-def _rows(path: Path, source: SourceConfig) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every row but blank lines: the slow twin of the block parser."""
+class _Row(NamedTuple):
+    first_line: int  # counted from 1
+    last_line: int  # a quoted cell may hold line ends
+    cells: list[str]
+
+
+def _rows(path: Path, source: SourceConfig) -> Iterator[_Row]:
+    """Every row, blank lines too: the slow twin of the block parser."""
     delimiter = _delimiter(path, source)
-    with _bytes_of(path, source) as stream:
-        lines = codecs.getreader(source.encoding)(stream, "replace")
+    encoding = "utf-8-sig" if source.encoding.lower() in ("utf-8", "utf8") else source.encoding
+    with (
+        _bytes_of(path, source) as stream,
+        # newline="": lines end where the block parser ends them, and not at U+2028 and its like.
+        io.TextIOWrapper(cast(Any, stream), encoding, "replace", newline="") as lines,
+    ):
         if delimiter == ",":
-            reader = csv.reader(lines)
-            yield from ((reader.line_num, cells) for cells in reader if cells)
+            csv.field_size_limit(sys.maxsize)
+            reader, last = csv.reader(lines), 0
+            for cells in reader:
+                yield _Row(last + 1, reader.line_num, cells)
+                last = reader.line_num
             return
-        for number, line in enumerate(_physical_lines(lines), start=1):
-            if line.strip():
-                yield number, line.split(delimiter)
+        for number, line in enumerate(lines, start=1):
+            yield _Row(number, number, line.rstrip("\r\n").split(delimiter))
 
 
-def _physical_lines(lines: Any) -> Iterator[str]:
-    """Split at newlines only: str.splitlines would also split at U+2028 and its like."""
-    rest = ""
-    while block := lines.read(_BLOCK_BYTES):
-        *whole, rest = (rest + block).split("\n")
-        yield from (line.removesuffix("\r") for line in whole)
-    if rest:
-        yield rest.removesuffix("\r")
+def _is_blank(text: str) -> bool:
+    return not text.strip(" \t")
 
 
 def _text_columns(
     path: Path, source: SourceConfig, columns: dict[str, Column]
-) -> tuple[dict[str, int], int]:
-    """Column name -> position, and how many columns the first row has."""
-    _, first = next(_rows(path, source), (0, []))
-    header = [cell.strip() for cell in first] if _has_header(source, columns) else []
+) -> tuple[dict[str, int], int, int]:
+    """Column name -> position; how many columns the first row has; lines up to the header's end."""
+    delimiter = _delimiter(path, source)
+    rows = (row for row in _rows(path, source) if not _is_blank(delimiter.join(row.cells)))
+    _, last_line, first = next(rows, _Row(0, 0, []))
+    has_header = _has_header(source, columns)
+    header = [cell.strip() for cell in first] if has_header else []
     positions = {}
     for name, column in columns.items():
         if isinstance(column, str):
@@ -250,18 +266,32 @@ def _text_columns(
             positions[name] = column
     # Without a header the mapping itself says how wide a row must be at least: a first line that
     # lacks a column is the malformed one, not the measure of the others.
-    return positions, max(len(first), max(positions.values()) + 1)
+    width = max(len(first), max(positions.values()) + 1)
+    return positions, width, last_line if has_header else 0
 
 
 def _bad_line(path: Path, source: SourceConfig, columns: dict[str, Column]) -> DataError | None:
     """The sentence about the first malformed line, found by reading the file again."""
-    _, width = _text_columns(path, source, columns)
-    kind = {"\t": "tab", ",": "comma"}.get(_delimiter(path, source), "delimiter")
-    for number, cells in _rows(path, source):
-        if len(cells) != width:
+    _, width, header_lines = _text_columns(path, source, columns)
+    delimiter = _delimiter(path, source)
+    kind = {"\t": "tab", ",": "comma"}.get(delimiter, "delimiter")
+    for first_line, last_line, cells in _rows(path, source):
+        blank = last_line <= header_lines or _is_blank(delimiter.join(cells))
+        if len(cells) != width and not blank:
             return DataError(
-                f"{_line(path, source, number)}: expected {width} {kind}-separated columns "
+                f"{_line(path, source, first_line)}: expected {width} {kind}-separated columns "
                 f"({', '.join(columns)}), found {len(cells)}. {_FIX}"
+            )
+    return None
+
+
+def _bad_bytes(path: Path, source: SourceConfig, _: dict[str, Column]) -> DataError | None:
+    """The sentence about the first line that is not in the source's encoding."""
+    for first_line, _last_line, cells in _rows(path, source):
+        if any("\ufffd" in cell for cell in cells):
+            return DataError(
+                f"{_line(path, source, first_line)}: the bytes are not {source.encoding}. "
+                'Name the file\'s encoding beside its path, such as encoding = "latin-1".'
             )
     return None
 
@@ -314,6 +344,10 @@ def _named_columns(path: Path, columns: dict[str, Column], known: list[str]) -> 
             column = known[column]
         if column not in known:
             raise DataError(f"{path} has no column {column}. {did_you_mean(column, known)}")
+        if known.count(column) > 1:
+            raise DataError(
+                f"{path} has {known.count(column)} columns {column}. Rename all but one."
+            )
         names[name] = column
     return names
 
@@ -390,12 +424,12 @@ def _bad_value(
             f"{path}: a value of {', '.join(columns)} is missing or empty. "
             "Fix the file, or import with graph.skip_bad=true to count and skip such rows."
         )
-    positions, _ = _text_columns(path, source, columns)
-    skip = 1 if _has_header(source, columns) else 0
-    for at, (number, cells) in enumerate(_rows(path, source)):
-        for name, position in positions.items() if at >= skip else ():
-            cell = cells[position] if position < len(cells) else ""
-            where = _line(path, source, number)
+    positions, width, header_lines = _text_columns(path, source, columns)
+    for first_line, last_line, cells in _rows(path, source):
+        is_row = last_line > header_lines and len(cells) == width  # else header or blank
+        for name, position in positions.items() if is_row else ():
+            cell = cells[position]
+            where = _line(path, source, first_line)
             if name in floats:
                 try:
                     fine = bool(pc.is_finite(_as_floats(pa.array([cell])))[0].as_py())

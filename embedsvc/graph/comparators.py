@@ -1,11 +1,12 @@
 """Comparators: the score of two vectors; higher is better."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from partitions.errors import ConfigError
 from partitions.registry import Registry
 
 
@@ -35,7 +36,7 @@ _EPSILON = 1.2e-7  # float32
 class Dot:
     """sum_d a[d] b[d]"""
 
-    metric: Literal["dot"] = "dot"
+    metric: Literal["dot"] = field(default="dot", init=False)
 
     def pairs(self, a: Tensor, b: Tensor) -> Tensor:
         return (a * b).sum(-1)
@@ -54,7 +55,11 @@ class Cos:
     """scale * <a, b> / (|a| |b|); a softmax over scores in [-1, 1] wants a scale of 10 or so."""
 
     scale: float = 1.0
-    metric: Literal["cos"] = "cos"
+    metric: Literal["cos"] = field(default="cos", init=False)
+
+    def __post_init__(self) -> None:
+        if not self.scale > 0:
+            raise ConfigError(f"comparator cos: scale = {self.scale}: must be above 0.")
 
     def pairs(self, a: Tensor, b: Tensor) -> Tensor:
         return self.scale * (_unit(a) * _unit(b)).sum(-1)
@@ -63,7 +68,7 @@ class Cos:
         return self.scale * (_unit(a) @ _unit(b).transpose(-1, -2))
 
     def error_bound(self, a: Tensor, b: Tensor) -> Tensor:
-        bound = (a.shape[-1] + 8) * 2 * _EPSILON * abs(self.scale)
+        bound = (a.shape[-1] + 8) * 2 * _EPSILON * self.scale
         return torch.full(a.shape[:1], bound, dtype=a.dtype)
 
 
@@ -72,7 +77,7 @@ class Cos:
 class L2:
     """-|a - b|"""
 
-    metric: Literal["l2"] = "l2"
+    metric: Literal["l2"] = field(default="l2", init=False)
 
     def pairs(self, a: Tensor, b: Tensor) -> Tensor:
         return -(a - b).square().sum(-1).clamp(min=_tiny(a)).sqrt()
@@ -85,9 +90,9 @@ class L2:
 
     def error_bound(self, a: Tensor, b: Tensor) -> Tensor:
         # The squared distance is off by at most e = (D + 4) epsilon (|a| + |b|)^2, so its root,
-        # which is steepest at 0, by at most sqrt(e).
+        # which is steepest at 0, by at most sqrt(e); below the floor under the root, by the floor.
         reach = (a.norm(dim=-1) + b.norm(dim=-1).max()).square()
-        return ((a.shape[-1] + 4) * _EPSILON * reach).sqrt()
+        return ((a.shape[-1] + 4) * _EPSILON * reach).sqrt() + _tiny(a) ** 0.5
 
 
 def _unit(x: Tensor) -> Tensor:

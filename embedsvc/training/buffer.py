@@ -50,7 +50,7 @@ class Buffer:
         self._dirty |= dict.fromkeys(slots, token)
 
     def write_changed(self) -> dict[Slot, FileEntry]:
-        """Write every changed table in memory. Returns each table's newest file, where it has one."""
+        """Write every changed table in memory. Returns the newest file of each stored table."""
         for slot in sorted(self._dirty):
             self._write(slot)
         return dict(self._stored)
