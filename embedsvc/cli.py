@@ -14,9 +14,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings that differ, such as train.lr=0.05.", show_default=False),
 ]
-Replace = Annotated[
-    bool, typer.Option("--replace", help="Replace the graph that is there.")
-]
+Replace = Annotated[bool, typer.Option("--replace", help="Replace the graph that is there.")]
 
 
 def import_(config: Config, overrides: Overrides = None, replace: Replace = False) -> None:

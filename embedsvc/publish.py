@@ -93,8 +93,9 @@ def _write_entities(trained: Trained, draft: Draft, name: str) -> PublishedEntit
     # Alike means pointing the same way, whatever the length, unless training measured distance.
     similar: Metric = "l2" if metric == "l2" else "cos"
     indexes = {"similar": _write_index(draft, name, "similar", rows, similar)}
+    scale = getattr(trained.model.comparator, "scale", 1.0)
     indexes["score"] = (
-        indexes["similar"]
+        indexes["similar"].model_copy(update={"scale": scale})
         if metric == similar
         else _write_index(draft, name, "score", rows, metric)
     )
@@ -223,8 +224,8 @@ def _check_golden(version: PublishedVersion, trained: Trained) -> None:
         )
         k = len(queries[0]["scores"])
         found, _ = index.search(_unit(moved) if described.normalised else moved, k)
-        scale = getattr(trained.model.comparator, "scale", 1.0)
-        served = -np.sqrt(np.maximum(found, 0)) if described.metric == "l2" else scale * found
+        served = -np.sqrt(np.maximum(found, 0)) if described.metric == "l2" else found
+        served = served * described.scale
         truth = np.array([query["scores"] for query in queries])
         reach = np.abs(truth).max(initial=1e-6)
         if not np.allclose(served, truth, rtol=0, atol=_TOLERANCE * reach):

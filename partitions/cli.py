@@ -22,6 +22,8 @@ _DISK = {
     errno.EROFS: "the file system is read-only; choose another [run] dir",
     errno.EACCES: "permission denied; choose another folder or mend its permissions",
     errno.EIO: "the disk reported an error; copy your data elsewhere and run again",
+    errno.ENOTDIR: "a file is where a folder belongs; move it or choose another [run] dir",
+    errno.EEXIST: "a file is where a folder belongs; move it or choose another [run] dir",
     errno.EFBIG: "the file grew past the allowed size; raise the limit and run the command again",
 }
 

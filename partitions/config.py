@@ -7,13 +7,23 @@ this floor owns `[run]` and `[graph]`. Unknown keys are errors that name the nea
 Relative paths are relative to the folder the command runs in.
 """
 
+import codecs
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from partitions.errors import ConfigError, did_you_mean
 
@@ -45,7 +55,13 @@ class RunConfig(Table):
         return self.dir / "published"
 
 
-Column = str | Annotated[int, Field(ge=0)]
+def _is_column(value: Any) -> Any:
+    if isinstance(value, str) or (type(value) is int and value >= 0):
+        return value
+    raise ValueError(f"a column is a name or a position counted from 0, found {value!r}")
+
+
+Column = Annotated[str | int, BeforeValidator(_is_column)]
 
 
 class SourceConfig(Table):
@@ -63,6 +79,15 @@ class SourceConfig(Table):
     """Text only: the first line names the columns. Unset: true where `columns` uses names."""
     encoding: str = "utf-8"
     """Text only."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        try:
+            codecs.lookup(value)
+        except LookupError:
+            raise ValueError(f"there is no text encoding named {value}") from None
+        return value
 
 
 class AttributesConfig(SourceConfig):
@@ -132,7 +157,7 @@ class HoldoutConfig(Table):
     """Share of edges."""
     relations: list[str] | None = None
     """Only of these relations; unset: of all."""
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0)] = 1
 
 
 class GraphConfig(Table):
@@ -236,7 +261,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
 def _apply(tables: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     *parents, key = name.split(".")
-    if not equals or not parents or not key:
+    if not equals or not parents or "" in (*parents, key):
         raise ConfigError(f"{override} is not a setting: write it as table.key=value.")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -251,9 +276,14 @@ def _apply(tables: dict[str, Any], override: str) -> None:
 
 
 def _sentence(name: str, table: str, model: type[BaseModel], error: ValidationError) -> str:
-    """The first mistake of a pydantic report as one sentence."""
-    first = error.errors(include_url=False)[0]
+    """The first mistake of a pydantic report as one sentence; a key that is misspelt comes before
+    the missing key that it stands for."""
+    errors = error.errors(include_url=False)
+    first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
     steps = [str(step) for step in first["loc"]]
+    if steps[-1:] == ["[key]"]:  # a name that a dict doesn't allow
+        where, known = ".".join([table, *steps[:-2]]), re.findall(r"'(\w+)'", first["msg"])
+        return f"{name}: [{where}] {steps[-2]} is not a setting. {did_you_mean(steps[-2], known)}"
     where = ".".join([table, *steps[:-1]]) if steps else table
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, steps[:-1])

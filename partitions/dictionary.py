@@ -80,4 +80,5 @@ def read(path: Path) -> pa.Array:
         table = pa.ipc.open_file(file).read_all()
     if table.schema != SCHEMA:
         raise DataError(f"{path} is not a dictionary of format {FORMAT_VERSION}. Import again.")
-    return table.column("key").combine_chunks()
+    keys = table.column("key")
+    return keys.chunk(0) if keys.num_chunks == 1 else keys.combine_chunks()  # which would copy

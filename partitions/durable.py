@@ -172,8 +172,7 @@ def only_writer(folder: Path, doing: str) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "another process is using"
             raise BusyError(
-                f"{folder} is in use: {holder} it. "
-                "Wait for it to end, or choose another [run] dir."
+                f"{folder} is in use: {holder} it. Wait for it to end, or choose another [run] dir."
             ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()} is {doing}")

@@ -7,7 +7,7 @@ and one bucket. The whole graph is built beside its final place and renamed ther
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,12 +61,25 @@ def is_current(config: GraphConfig, path: Path) -> bool:
     manifest = Graph(path).manifest
     if manifest.config != config.model_dump(mode="json"):
         return False
-    return all(
+    try:  # a glob may match other files by now
+        files = [str(file) for source in _sources(config) for file in source]
+    except DataError:
+        return False
+    return files == [source["path"] for source in manifest.sources] and all(
         (file := Path(source["path"])).is_file()
         and file.stat().st_size == source["bytes"]
         and durable.sha256_of(file) == source["sha256"]
         for source in manifest.sources
     )
+
+
+def _sources(config: GraphConfig) -> Iterator[list[Path]]:
+    """The files of every input, then of every type's attributes: in the order they are read."""
+    for source in config.inputs:
+        yield readers.expand(config.data, source)
+    for entity in config.entities.values():
+        if entity.attributes is not None:
+            yield readers.expand(config.data, entity.attributes)
 
 
 class _Importer:
@@ -101,19 +114,19 @@ class _Importer:
             self.unmatched,
         )
 
+    def _skip(self, count: int) -> None:
+        self.skipped += count
+
     # --- pass 1 ---
 
     def _read_edges(self, file: Path, source: InputConfig) -> None:
-        def skip(count: int) -> None:
-            self.skipped += count
-
         rows = 0
         batches = readers.read(
             file,
             source,
             source.resolved_columns,
             skip_bad=self.config.skip_bad,
-            on_skipped=skip,
+            on_skipped=self._skip,
             floats=("weight",),
         )
         for batch in batches:
@@ -169,7 +182,8 @@ class _Importer:
             return np.full(len(batch), SPLITS.index(source.split), np.int8)
         holdout = self.config.holdout
         split = np.zeros(len(batch), np.int8)
-        if holdout.valid + holdout.test == 0 or name not in (holdout.relations or [name]):
+        chosen = holdout.relations is None or name in holdout.relations
+        if holdout.valid + holdout.test == 0 or not chosen:
             return split
         drawn = hash_edges(
             holdout.seed,
@@ -185,6 +199,11 @@ class _Importer:
     def _check_sizes(self) -> None:
         for name, keys in self.dictionaries.items():
             parts = self.types[name].num_partitions
+            if not len(keys):
+                raise DataError(
+                    f"The inputs hold no edge with an entity of type {name}. Mend graph.inputs, or "
+                    f"remove [graph.entities.{name}] and the relations that name it."
+                )
             if len(keys) < parts:
                 raise DataError(
                     f"[graph.entities.{name}] asks for {parts} partitions of {len(keys)} entities: "
@@ -271,7 +290,15 @@ class _Importer:
         unmatched = 0
         for file in readers.expand(self.config.data, config):
             rows = 0
-            for batch in readers.read(file, config, config.columns, optional=tuple(names)):
+            batches = readers.read(
+                file,
+                config,
+                config.columns,
+                skip_bad=self.config.skip_bad,
+                on_skipped=self._skip,
+                optional=tuple(names),
+            )
+            for batch in batches:
                 rows += len(batch)
                 columns = {name: batch.column(name).to_pylist() for name in names}
                 for row, key in enumerate(batch.column("key").to_pylist()):
@@ -324,7 +351,7 @@ class _Spool:
         for at, pieces in self._held.items():
             with self._path(at).open("ab") as file:
                 for piece in pieces:
-                    piece.tofile(file)
+                    file.write(piece.view(np.uint8).data)  # tofile would hide why a disk refuses
                     self.num_rows[at] += len(piece)
         self._held, self._num_held = {}, 0
 

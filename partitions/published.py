@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class Index(_Part):
     file: str
     metric: Metric  # dot and cos: higher is nearer; l2: the negated distance is the score
     normalised: bool  # rows (and so queries) have unit length
+    scale: float = 1.0  # what a similarity is multiplied by to be training's score
     kind: str
 
 
@@ -177,7 +179,7 @@ class PublishedVersion:
 def current(root: Path) -> str:
     """The name of the live version; DataError where nothing is published."""
     try:
-        name = (root / CURRENT).read_text("utf-8").strip()
+        name = (root / CURRENT).read_text("utf-8", "replace").strip()
     except FileNotFoundError:
         raise DataError(f"{root} holds no published version. Run embedsvc publish.") from None
     if not _NAME.fullmatch(name):
@@ -194,16 +196,18 @@ def versions(root: Path) -> list[str]:
 
 
 def read_manifest(root: Path, name: str) -> Manifest:
-    return parse_manifest((json.dumps(durable.read_json(root / name / MANIFEST, _REMEDY))).encode())
+    path = root / name / MANIFEST
+    return parse_manifest(json.dumps(durable.read_json(path, _REMEDY)).encode(), str(path))
 
 
-def parse_manifest(text: bytes) -> Manifest:
+def parse_manifest(text: bytes, name: str = MANIFEST) -> Manifest:
+    """`name` says in errors what was read."""
     try:
         manifest = Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise DataError(f"A {MANIFEST} was altered: {where}: {first['msg']}. {_REMEDY}") from None
+        raise DataError(f"{name} was altered: {where}: {first['msg']}. {_REMEDY}") from None
     if manifest.format_version != FORMAT_VERSION:
         raise DataError(
             f"Version {manifest.version} is of format {manifest.format_version}, this program "
@@ -306,6 +310,8 @@ def new_version(root: Path) -> Iterator[Draft]:
     """A draft of the next version, renamed into place if all goes well. CURRENT does not move."""
     root.mkdir(parents=True, exist_ok=True)
     with durable.only_writer(root, "publishing into"):
+        for leftover in root.glob(f"v*{durable.TEMPORARY}*"):  # of a killed draft or removal
+            shutil.rmtree(leftover, ignore_errors=True)
         known = versions(root)
         name = f"v{int(known[-1][1:]) + 1 if known else 1:06}"
         with durable.replacing_folder(root / name) as folder:
@@ -322,12 +328,11 @@ def set_current(root: Path, name: str) -> None:
 
 def remove_versions(root: Path, keep: int) -> list[str]:
     """Delete all but the newest `keep` versions and the live one; returns what went."""
-    import shutil
-
-    gone = [name for name in versions(root)[:-keep] if name != current(root)]
+    live = current(root) if (root / CURRENT).exists() else None
+    gone = [name for name in versions(root)[:-keep] if name != live]
     for name in gone:
         # A rename first: a reader sees a whole version or none.
         doomed = durable.temporary_name(root / name)
         os.rename(root / name, doomed)
-        shutil.rmtree(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
     return gone

@@ -25,6 +25,7 @@ from partitions.config import Column, SourceConfig
 from partitions.errors import DataError, did_you_mean
 
 _BLOCK_BYTES = 8 << 20
+_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _COLUMN_SEPARATOR = "\x1f"  # stands in for a delimiter of several characters
 
 
@@ -112,10 +113,15 @@ def _member(stack: ExitStack, path: Path, member: str) -> IO[bytes]:
         archive = stack.enter_context(zipfile.ZipFile(path))
         names = archive.namelist()
         if member in names:
-            return stack.enter_context(archive.open(member))
+            try:
+                return stack.enter_context(archive.open(member))
+            except (RuntimeError, OSError) as error:  # encrypted, unknown compression, damaged
+                raise zipfile.BadZipFile(str(error)) from None
     else:
         tar = stack.enter_context(tarfile.TarFile.open(path))
         names = tar.getnames()
+        while tar.fileobj is not None and tar.fileobj.read(_BLOCK_BYTES):
+            pass  # to the end, where the compressed file's checksum is
         if member in names and (file := tar.extractfile(member)) is not None:
             return stack.enter_context(file)
     raise DataError(f"{path} has no member {member}. {did_you_mean(member, names)}")
@@ -183,6 +189,7 @@ def _read_text(
                 parse_options=pyarrow.csv.ParseOptions(
                     delimiter=_COLUMN_SEPARATOR if stand_in else delimiter,
                     quote_char='"' if delimiter == "," else False,
+                    newlines_in_values=delimiter == ",",
                     invalid_row_handler=on_invalid,
                 ),
                 convert_options=pyarrow.csv.ConvertOptions(
@@ -195,7 +202,10 @@ def _read_text(
                     {name: batch.column(position) for name, position in names.items()}
                 )
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            if "Empty CSV file" in str(error):
+            rows = (
+                last_line for _, last_line, _ in _rows(path, source) if last_line > header_lines
+            )
+            if "Empty CSV file" in str(error) or next(rows, None) is None:
                 return
             garbled = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error)
             find = _bad_bytes if garbled else _bad_line
@@ -322,14 +332,25 @@ def _read_arrow(
     with pa.memory_map(str(path)) as file:
         try:
             reader = pa.ipc.open_file(file)
-            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            batches: Iterator[pa.RecordBatch] = map(
+                reader.get_batch, range(reader.num_record_batches)
+            )
         except pa.ArrowInvalid:
             file.seek(0)
             reader = pa.ipc.open_stream(file)
-            batches = iter(reader)
+            batches = _stream_batches(reader, file)
         names = _named_columns(path, columns, reader.schema.names)
         for batch in batches:
             yield pa.record_batch({name: batch.column(column) for name, column in names.items()})
+
+
+def _stream_batches(reader: Any, file: Any) -> Iterator[pa.RecordBatch]:
+    """The batches of an Arrow stream; an error where the mark at its end is missing: the reader
+    itself takes a stream cut between two batches for a whole one."""
+    yield from reader
+    file.seek(file.tell() - len(_STREAM_END))
+    if file.read(len(_STREAM_END)) != _STREAM_END:
+        raise EOFError("the Arrow stream has no end mark, so it was truncated")
 
 
 def _named_columns(path: Path, columns: dict[str, Column], known: list[str]) -> dict[str, str]:

@@ -49,9 +49,12 @@ class Registry(Generic[T]):
             )
         name = keys.pop("name")
         cls = self[name]
-        known = list(inspect.signature(cls).parameters)
+        known = inspect.signature(cls).parameters
         for key in keys:
             if key not in known:
-                hint = did_you_mean(key, known)
+                hint = did_you_mean(key, list(known))
                 raise ConfigError(f"{self.noun} {name} has no setting {key}. {hint}")
+        for key, parameter in known.items():
+            if key not in keys and parameter.default is parameter.empty:
+                raise ConfigError(f"{self.noun} {name} needs the setting {key}.")
         return cls(**keys)

@@ -59,7 +59,8 @@ def write(
     file.write(len(text).to_bytes(8, "little"))
     file.write(text)
     for array in arrays.values():
-        file.write(np.ascontiguousarray(array).data.cast("B") if array.size else b"")
+        plain = np.ascontiguousarray(array, array.dtype.newbyteorder("<"))
+        file.write(plain.data.cast("B") if array.size else b"")
         file.write(bytes(-array.nbytes % _ALIGN))
 
 

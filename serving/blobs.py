@@ -1,8 +1,8 @@
-"""A published version's files, blob by blob: from the cache if it has them whole, else from disk.
+"""A published version's files, blob by blob: from the cache where it has them, else from disk.
 
-A blob's name in the cache is `embedsvc:{VERSION-DIGEST/PATH}:NNNN`, DIGEST being the first 12 digits
-of the manifest's sha256: a name never means two contents. The braces keep a file's blobs on one
-node of a Redis Cluster. No blob is believed before its sha256 is the manifest's.
+A blob is named `embedsvc:{VERSION-DIGEST/PATH}:NNNN` in the cache. DIGEST is the first 12 digits of
+the manifest's sha256, so that a name never means two contents; the braces keep the blobs of a file
+on one node of a Redis Cluster. No blob is believed before its sha256 is the manifest's.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _REMEDY = "Publish again, or roll back by writing another version's name into CU
 
 
 class VersionBlobs:
-    """The blobs of one version. `from_cache` and `from_disk` count those read so far."""
+    """The blobs of one version: `names` are those fetched so far, which a cache should hold."""
 
     def __init__(self, folder: Path, manifest: Manifest, cache: BlobCache | None) -> None:
         digest = hashlib.sha256(manifest.model_dump_json().encode()).hexdigest()[:12]
@@ -33,13 +33,12 @@ class VersionBlobs:
         self._files = manifest.files
         self._cache = cache
         self._tag = f"{manifest.version}-{digest}"
-        self._places = {
-            self._name(path, at): (path, at)
-            for path, file in manifest.files.items()
-            for at in range(len(file.blobs))
-        }
-        self.names = list(self._places)
+        self._places: dict[str, tuple[str, int]] = {}  # name -> path, place in the file
         self.from_cache = self.from_disk = 0
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._places)
 
     def fetch(self, path: str, file: PublishedFile) -> NDArray[np.uint8]:
         """The verified bytes of a file. Raises DataError if neither cache nor disk has them."""
@@ -49,7 +48,8 @@ class VersionBlobs:
         damaged = 0
         for start in range(0, len(file.blobs), GROUP):
             group = range(start, min(start + GROUP, len(file.blobs)))
-            names = [self._name(path, at) for at in group]
+            names = [f"embedsvc:{{{self._tag}/{path}}}:{at:04}" for at in group]
+            self._places |= {name: (path, at) for name, at in zip(names, group, strict=True)}
             cached = self._cache.get(names) if self._cache else [None] * len(names)
             absent = {}
             for at, name, blob in zip(group, names, cached, strict=True):
@@ -66,7 +66,8 @@ class VersionBlobs:
         return whole
 
     def read(self, name: str) -> bytes:
-        """A verified blob, from disk. Raises DataError naming a missing, short or altered file."""
+        """A verified blob of a fetched file, from disk; DataError names a missing, short or altered
+        file."""
         path, at = self._places[name]
         file = self._files[path]
         entry = durable.FileEntry(path, file.bytes, file.sha256)
@@ -77,9 +78,6 @@ class VersionBlobs:
         if _sha256(blob) != file.blobs[at]:
             raise DataError(f"{whole} was altered: its sha256 is not the manifest's. {_REMEDY}")
         return blob
-
-    def _name(self, path: str, at: int) -> str:
-        return f"embedsvc:{{{self._tag}/{path}}}:{at:04}"
 
 
 def _sha256(blob: bytes) -> str:

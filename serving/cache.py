@@ -1,14 +1,15 @@
 """A shared cache of a version's blobs: Redis, and its twin in memory.
 
 A cache may lose anything at any time, and a caller never sees it fail: whatever a cache does not
-give is read from disk. After an error Redis is left alone, as `up` says, until a ping succeeds.
+give is read from disk. After an error, as before the first ping, Redis is left alone until a ping
+succeeds.
 """
 
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import redis
@@ -29,7 +30,7 @@ class BlobCache(Protocol):
     ttl_s: int
     outages: int  # how often it went away so far
 
-    def get(self, names: Sequence[str]) -> Sequence[bytes | None]: ...
+    def get(self, names: Sequence[str]) -> list[bytes | None]: ...
 
     def put(self, blobs: Mapping[str, bytes]) -> None: ...
 
@@ -81,14 +82,14 @@ class RedisCache:
         self._up: bool | None = None
         self._paused_until = 0.0
         self._lock = threading.Lock()
-        self._redis = redis.Redis.from_url(
+        self._redis: Any = redis.Redis.from_url(
             url,
             socket_timeout=_TIMEOUT_S,
             socket_connect_timeout=_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
         )
 
-    def get(self, names: Sequence[str]) -> Sequence[bytes | None]:
+    def get(self, names: Sequence[str]) -> list[bytes | None]:
         return self._ask(lambda: self._redis.mget(names), [None] * len(names))
 
     def put(self, blobs: Mapping[str, bytes]) -> None:
@@ -119,6 +120,9 @@ class RedisCache:
             else:
                 self._set_up(True)
         return bool(self._up)
+
+    def close(self) -> None:
+        self._redis.close()
 
     def _ask(self, question: Callable[[], T], otherwise: T) -> T:
         if not self._up:

@@ -30,7 +30,17 @@ class ServeConfig(Table):
     @field_validator("redis")
     @classmethod
     def _is_a_url(cls, redis: SecretStr | None) -> SecretStr | None:
-        text = redis.get_secret_value() if redis else EMBEDDED
-        if text != EMBEDDED and not text.startswith(_SCHEMES):
+        text = EMBEDDED if redis is None else redis.get_secret_value()
+        if text == EMBEDDED:
+            return redis
+        if not text.startswith(_SCHEMES):
             raise ValueError(f'a URL begins with {", ".join(_SCHEMES)}; or write "{EMBEDDED}"')
+        from redis.connection import parse_url
+
+        try:
+            parse_url(text)
+        except ValueError:  # whose message may quote the password
+            raise ValueError(
+                "the URL is malformed; in a password write %2F for /, %40 for @, %3A for :"
+            ) from None
         return redis

@@ -4,6 +4,7 @@ again, with the server's sentence.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import grpc
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -73,6 +74,8 @@ def to_status(error: Exception, request_id: str) -> grpc.Status:
         status.details.add().Pack(
             error_details_pb2.ResourceInfo(resource_type=error.noun, resource_name=error.name)
         )
+    if isinstance(error, Unavailable):
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay={"seconds": 1}))
     return rpc_status.to_status(status)
 
 
@@ -86,14 +89,16 @@ def from_rpc(error: grpc.RpcError, target: str) -> ClientError:
     elif code is grpc.StatusCode.INVALID_ARGUMENT:
         violations = details.get("BadRequest", error_details_pb2.BadRequest()).field_violations
         found = InvalidRequest(sentence, violations[0].field if violations else "")
-    elif code is grpc.StatusCode.UNAVAILABLE:
+    elif code is grpc.StatusCode.UNAVAILABLE and "ErrorInfo" in details:
+        found = Unavailable(sentence)
+    elif code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):  # or one just ended
         found = Unavailable(f"No server answers at {target}. Start one: embedsvc serve.")
     elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
         found = ClientError(f"{target} gave no answer in time. Ask for less, or wait longer.")
+    elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and "ErrorInfo" in details:
+        found = TooLarge(sentence)
     elif "ErrorInfo" in details:
-        found = TooLarge(sentence) if code is grpc.StatusCode.RESOURCE_EXHAUSTED else ClientError(
-            sentence
-        )
+        found = ClientError(sentence)
     else:
         found = ClientError(f"{target} ended the call with {code.name}: {sentence}")
     if "ErrorInfo" in details:
@@ -101,16 +106,16 @@ def from_rpc(error: grpc.RpcError, target: str) -> ClientError:
     return found
 
 
-def _details(error: grpc.RpcError) -> dict[str, error_details_pb2.ErrorInfo]:
-    """Message name -> message."""
+def _details(error: grpc.RpcError) -> dict[str, Any]:
+    """Name of the message -> message, of those that this server sends."""
     try:
         status = rpc_status.from_call(error)
     except ValueError:  # the details contradict the code: another program's
         status = None
     found = {}
     for packed in status.details if status else ():
-        name = packed.TypeName().rpartition(".")[2]
-        message = getattr(error_details_pb2, name, lambda: None)()
-        if message is not None and packed.Unpack(message):
-            found[name] = message
+        for kind in ("ErrorInfo", "BadRequest", "ResourceInfo"):
+            message = getattr(error_details_pb2, kind)()
+            if packed.Unpack(message):
+                found[kind] = message
     return found

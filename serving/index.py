@@ -18,10 +18,11 @@ class SearchIndex:
     faiss: Any
     metric: str
     normalised: bool  # rows have unit length, so queries get it too
+    scale: float  # of scores
 
     @classmethod
     def parse(cls, data: Any, described: Index) -> "SearchIndex":
-        """data: what faiss.serialize_index gave, as a buffer. Raises DataError if it doesn't fit."""
+        """data: what faiss.serialize_index gave. Raises DataError for what doesn't fit."""
         try:
             index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
         except RuntimeError:
@@ -34,7 +35,7 @@ class SearchIndex:
             raise DataError(
                 f"{described.file} was not built for the metric {described.metric}. Publish again."
             )
-        return cls(index, described.metric, described.normalised)
+        return cls(index, described.metric, described.normalised, described.scale)
 
     def search(
         self,
@@ -60,7 +61,7 @@ class SearchIndex:
         params = None
         if flat and len(excluded):
             selector = faiss.IDSelectorNot(faiss.IDSelectorBatch(excluded))
-            params = faiss.SearchParameters(sel=selector)
+            params = faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
         scores, ids = self.faiss.search(queries, wanted, params=params)
         if further:
             dropped = np.isin(ids, excluded)
@@ -70,11 +71,13 @@ class SearchIndex:
             ids = np.take_along_axis(np.where(dropped, -1, ids), kept_first, axis=1)
             scores = np.take_along_axis(scores, kept_first, axis=1)
         if self.metric == "l2":
-            scores = 0 - np.sqrt(np.maximum(scores, 0))  # 0 - x: a distance of 0 gives 0, not -0
+            scores = np.float32(0) - np.sqrt(np.maximum(scores, 0))  # 0 - x: 0 gives 0, not -0
+        elif self.scale != 1:
+            scores = scores * np.float32(self.scale)
         return ids, scores
 
 
 def unit_length(x: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows of length 1, a new array; a row of zeros stays."""
     length = np.linalg.norm(x, axis=-1, keepdims=True)
-    return x / np.where(length > 0, length, 1)
+    return np.asarray(x / np.where(length > 0, length, 1), np.float32)

@@ -36,34 +36,35 @@ class Keeper:
         self._thread.join()
 
     def tick(self) -> None:
-        if not self._cache.ping():
-            return
-        blobs = self._served()
+        try:
+            if self._cache.ping():
+                self._keep(self._served())
+        except (DataError, OSError) as error:  # the version's files are gone or damaged
+            log.warning("%s can't be refilled: %s", self._cache.name, error)
+
+    def _keep(self, blobs: VersionBlobs) -> None:
         # All names come round within a third of their time to live.
-        step = max(GROUP, math.ceil(len(blobs.names) * 3 * _PERIOD_S / self._cache.ttl_s))
-        self._next = self._next if self._next < len(blobs.names) else 0
-        lost = self._cache.renew(blobs.names[self._next : self._next + step])
+        names = blobs.names
+        step = max(GROUP, math.ceil(len(names) * 3 * _PERIOD_S / self._cache.ttl_s))
+        self._next = self._next if self._next < len(names) else 0
+        lost = self._cache.renew(names[self._next : self._next + step])
         self._next += step
         returned = self._cache.outages != self._outages
         if returned or (lost and time.monotonic() >= self._refill_from):
             self._refill(blobs, "is back" if returned else "had lost blobs")
 
     def _refill(self, blobs: VersionBlobs, why: str) -> None:
-        outages = self._cache.outages
-        refilled = 0
-        for at in range(0, len(blobs.names), GROUP):
-            lost = self._cache.renew(blobs.names[at : at + GROUP])
-            self._cache.put({name: blobs.read(name) for name in lost})
-            if self._cache.outages != outages:
-                return  # away again: the next tick that finds it starts anew
-            refilled += len(lost)
-        self._outages = outages
+        self._outages = self._cache.outages
         self._refill_from = time.monotonic() + _REFILL_PAUSE_S
-        log.info("%s %s: put back %d of %d", self._cache.name, why, refilled, len(blobs.names))
+        refilled, names = 0, blobs.names
+        for at in range(0, len(names), GROUP):
+            lost = self._cache.renew(names[at : at + GROUP])
+            self._cache.put({name: blobs.read(name) for name in lost})
+            if self._cache.outages != self._outages or self._end.is_set():
+                return  # away again: the tick that finds it back starts anew
+            refilled += len(lost)
+        log.info("%s %s: put back %d of %d", self._cache.name, why, refilled, len(names))
 
     def _run(self) -> None:
         while not self._end.wait(_PERIOD_S):
-            try:
-                self.tick()
-            except (DataError, OSError) as error:  # the version's files are gone or damaged
-                log.warning("%s can't be refilled: %s", self._cache.name, error)
+            self.tick()

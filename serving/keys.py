@@ -36,7 +36,7 @@ class KeyTable:
     def ids(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """int64 [len(keys)]; -1 where a key is unknown."""
         found = np.full(len(keys), -1, np.int64)
-        if not len(self):
+        if not len(self) or not keys:
             return found
         hashes = _hash(keys)
         start = np.searchsorted(self._hashes, hashes)

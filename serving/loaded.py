@@ -1,10 +1,10 @@
 """A version in memory, checked to fit together: everything that a request needs."""
 
+import dataclasses
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from serving.blobs import VersionBlobs
 from serving.cache import BlobCache
 from serving.index import SearchIndex
 from serving.keys import KeyTable
-from serving.operators import OPERATORS
+from serving.operators import OPERATORS, Operator
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,19 @@ class Relation:
     name: str
     lhs: Entities
     rhs: Entities
-    operator: Callable[[NDArray[np.float32]], NDArray[np.float32]]  # of the lhs vector
+    operator: Operator
+    params: NDArray[np.float32]  # [D] or [0]
     starts: NDArray[np.int64]  # [lhs entities + 1]
     seen: NDArray[np.uint32]  # lhs i saw seen[starts[i]:starts[i + 1]]
 
+    def query(self, lhs: int) -> NDArray[np.float32]:
+        """float32 [D]: what the rhs vectors are compared with."""
+        return self.operator(self.lhs.vectors[lhs], self.params)
+
     def seen_by(self, lhs: int) -> NDArray[np.int64]:
-        return self.seen[self.starts[lhs] : self.starts[lhs + 1]].astype(np.int64)
+        """What `lhs` had edges to; and itself, where it is of the rhs type."""
+        seen = self.seen[self.starts[lhs] : self.starts[lhs + 1]].astype(np.int64)
+        return np.append(seen, lhs) if self.lhs is self.rhs else seen
 
 
 @dataclass(frozen=True)
@@ -76,14 +83,9 @@ def load(root: Path, name: str, cache: BlobCache | None) -> LoadedVersion:
         part.name: _relation(version, part, entities, params[part.name])
         for part in manifest.relations
     }
-    log.info(
-        "loaded %s: %d blobs from %s, %d from disk, %.1f s",
-        name,
-        blobs.from_cache,
-        cache.name if cache else "no cache",
-        blobs.from_disk,
-        time.perf_counter() - started,
-    )
+    cached = f"{blobs.from_cache} blobs from {cache.name}, " if cache else ""
+    seconds = time.perf_counter() - started
+    log.info("loaded %s: %s%d blobs from disk, %.1f s", name, cached, blobs.from_disk, seconds)
     return LoadedVersion(name, manifest.dim, entities, relations, blobs)
 
 
@@ -108,7 +110,10 @@ def _entities(version: PublishedVersion, part: PublishedEntities) -> Entities:
         keys=KeyTable(table.column("key")),
         attributes=table.select(part.attributes).combine_chunks(),
         vectors=vectors,
-        indexes={name: parsed[described.file] for name, described in part.indexes.items()},
+        indexes={
+            name: dataclasses.replace(parsed[described.file], scale=described.scale)
+            for name, described in part.indexes.items()
+        },
         num_shards=len(part.shards),
     )
 
@@ -128,17 +133,16 @@ def _relation(
             f"{version.name}: {part.name} uses the operator {part.operator}, which this server "
             f"doesn't know. {did_you_mean(part.operator, list(OPERATORS))}"
         )
-    if params is not None:
-        shape = (version.manifest.dim,)
-        _check(params.shape == shape, version, f"{part.name} has parameters of {params.shape}")
+    shape = (0 if part.operator == "identity" else version.manifest.dim,)
+    params = np.empty(0, np.float32) if params is None else params
+    _check(params.shape == shape, version, f"{part.name} has parameters of shape {params.shape}")
     starts, seen = version.seen(part.name) or (np.zeros(len(lhs.keys) + 1, np.int64), _NONE_SEEN)
     _check(
         len(starts) == len(lhs.keys) + 1 and seen.max(initial=0) < max(len(rhs.keys), 1),
         version,
         f"the seen lists of {part.name} are of other entities",
     )
-    operator = partial(OPERATORS[part.operator], params=params)
-    return Relation(part.name, lhs, rhs, operator, starts, seen)
+    return Relation(part.name, lhs, rhs, OPERATORS[part.operator], params, starts, seen)
 
 
 _NONE_SEEN = np.empty(0, np.uint32)

@@ -1,7 +1,7 @@
 """What a request may ask: each check raises InvalidRequest naming the field, or NotFound."""
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,10 @@ MAX_QUERIES = 1000  # vectors or keys
 MAX_EXCLUDED = 10_000
 MAX_REQUEST_ID = 64  # characters
 
-_DTYPES = {pb.Vectors.FLOAT32: np.dtype("<f4"), pb.Vectors.FLOAT16: np.dtype("<f2")}
+_DTYPES: Mapping[int, np.dtype[Any]] = {
+    pb.Vectors.FLOAT32: np.dtype("<f4"),
+    pb.Vectors.FLOAT16: np.dtype("<f2"),
+}
 _DEFAULT_INDEX = "similar"
 T = TypeVar("T")
 

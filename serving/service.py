@@ -1,29 +1,23 @@
 """The three services: a request's checks, a search, a reply in columns.
 
-A method only answers; what can go wrong it raises. `Calls` around it, an interceptor, gives every
-call its request id and its queueing time, and turns errors into statuses.
+A method only answers; what can go wrong it raises. `calls.py` does the rest of a call.
 """
 
-import logging
 import time
-import uuid
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, TypeVar
 
-import grpc
 import numpy as np
 import pyarrow as pa
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from serving import embedsvc_pb2 as pb
 from serving import embedsvc_pb2_grpc
-from serving.errors import ClientError, InvalidRequest, NotFound, TooLarge, to_status
+from serving.errors import InvalidRequest, NotFound
 from serving.index import unit_length
-from serving.loaded import Entities, LoadedVersion, Relation
+from serving.loaded import Entities
 from serving.requests import (
     check_keys,
-    check_request_id,
     check_version,
     entities_and_index,
     excluded_ids,
@@ -35,10 +29,10 @@ from serving.requests import (
 )
 from serving.versions import Versions
 
-log = logging.getLogger(__name__)
-
-MAX_MESSAGE_BYTES = 16 << 20
-_PACKAGE = f"/{pb.DESCRIPTOR.package}."
+Found = TypeVar("Found", pb.FindNeighborsResponse, pb.RecommendResponse)
+Reply = TypeVar(
+    "Reply", pb.FindNeighborsResponse, pb.RecommendResponse, pb.BatchGetEmbeddingsResponse
+)
 
 
 class NearestNeighbors(embedsvc_pb2_grpc.NearestNeighborsServicer):
@@ -58,8 +52,7 @@ class NearestNeighbors(embedsvc_pb2_grpc.NearestNeighborsServicer):
                 queries = query_vectors(request.vectors, live.dim)
                 known = np.ones(len(queries), bool)
             case "keys":
-                ids, unknown = _known_or_missing(entities, request.keys.keys)
-                reply.missing_keys.extend(unknown)
+                ids = _ids_or_missing(entities, request.keys.keys, "keys", reply)
                 known = ids >= 0
                 own = ids[known]
                 queries = entities.vectors[own]
@@ -114,15 +107,19 @@ class Recommender(embedsvc_pb2_grpc.RecommenderServicer):
         match request.WhichOneof("query"):
             case "key":
                 lhs = id_of(relation.lhs, request.key)
-                query = relation.operator(relation.lhs.vectors[lhs])
+                query = relation.query(lhs)
                 if not request.HasField("exclude_seen") or request.exclude_seen:
                     excluded.append(relation.seen_by(lhs))
-                if relation.lhs is relation.rhs:  # nobody is recommended to themselves
-                    excluded.append(np.array([lhs]))
             case "history":
-                history, unknown = _known_or_missing(relation.rhs, request.history.keys, "history")
-                ...
-                query = index.centre(relation.rhs.vectors[history])
+                ids = _ids_or_missing(relation.rhs, request.history.keys, "history", reply)
+                history = ids[ids >= 0]
+                if not len(history):
+                    raise NotFound(
+                        f"No key of the history is a known {relation.rhs.name}.", relation.rhs.name
+                    )
+                vectors = relation.rhs.vectors[history]
+                vectors = vectors if index.metric == "l2" else unit_length(vectors)
+                query = vectors.mean(axis=0)
                 excluded.append(history)
             case _:
                 raise InvalidRequest("query is unset: send a key or a history.", "query")
@@ -131,3 +128,58 @@ class Recommender(embedsvc_pb2_grpc.RecommenderServicer):
         stages.end("search")
         _add_results(reply, relation.rhs, found, scores, request.return_attributes)
         return _finished(reply, relation.rhs, stages)
+
+
+def _ids_or_missing(
+    entities: Entities, keys: Sequence[str], field: str, reply: Found
+) -> NDArray[np.int64]:
+    """int64 [len(keys)]; -1 for unknown keys, which the reply lists. One alone is NotFound."""
+    check_keys(keys, field)
+    if len(keys) == 1:
+        return np.array([id_of(entities, keys[0])])
+    ids = entities.keys.ids(keys)
+    reply.missing_keys.extend(missing(keys, ids))
+    return ids
+
+
+def _add_results(
+    reply: Found,
+    entities: Entities,
+    found: NDArray[np.int64],
+    scores: NDArray[np.float32],
+    with_attributes: bool,
+) -> NDArray[np.int64]:
+    """Fill in the columns; returns the ids in them, query after query."""
+    ids = found[found >= 0]
+    reply.keys.extend(entities.keys.texts(ids))
+    reply.scores = _packed(scores[found >= 0])
+    if with_attributes:
+        rows = entities.attributes.take(pa.array(ids))
+        for name in rows.column_names:
+            texts = [text or "" for text in rows.column(name).to_pylist()]
+            reply.attributes.add(name=name, values=texts)
+    return ids
+
+
+def _packed(numbers: NDArray[np.float32]) -> bytes:
+    return numbers.astype("<f4", copy=False).tobytes()
+
+
+class Stages:
+    """Where a call's time goes."""
+
+    def __init__(self) -> None:
+        self.us = pb.ServerTime()
+        self._last = time.perf_counter_ns()
+
+    def end(self, stage: str) -> None:
+        last, self._last = self._last, time.perf_counter_ns()
+        setattr(self.us, stage, (self._last - last) // 1000)
+
+
+def _finished(reply: Reply, entities: Entities, stages: Stages) -> Reply:
+    shards = entities.num_shards
+    reply.coverage.CopyFrom(pb.Coverage(searched_shards=shards, total_shards=shards, fraction=1))
+    stages.end("encode")
+    reply.server_time_us.CopyFrom(stages.us)
+    return reply

@@ -55,7 +55,10 @@ class Versions:
                 self._problem = str(error)
                 expected = isinstance(error, (InputError, OSError))
                 log.error(
-                    "still serving %s: %s", self.live.name, error, exc_info=None if expected else error
+                    "still serving %s: %s",
+                    self.live.name,
+                    error,
+                    exc_info=None if expected else error,
                 )
 
     def _must_wait(self, name: str) -> bool:

@@ -18,7 +18,8 @@ _TILE_QUERIES = 512
 
 @dataclass(frozen=True)
 class RecommendReport:
-    """Means over lists; standard errors over lists, which are the independent unit."""
+    """Means over lists, NaN where there is none; the standard error is over lists, which are the
+    independent unit."""
 
     relation: str
     k: int
@@ -42,7 +43,11 @@ def evaluate_lists(trained: Trained, relation: str, split: str, k: int) -> Recom
         seen.append(_of(trained.edges("valid"), rel))
     seen_lhs = np.concatenate([part.lhs for part in seen])
     seen_rhs = np.concatenate([part.rhs for part in seen])
-    lhs = np.unique(relevant.lhs)
+    relevant = _distinct_new(relevant, seen_lhs, seen_rhs, graph.num_entities(rhs_type))
+    lhs, num_relevant = np.unique(relevant.lhs, return_counts=True)
+    if not len(lhs):
+        nothing = float("nan")
+        return RecommendReport(relation, k, 0, nothing, nothing, nothing, nothing, nothing)
     popular = np.bincount(seen[0].rhs, minlength=graph.num_entities(rhs_type)).astype(np.float32)
     model_hits, popular_hits = [], []
     for at in range(0, len(lhs), _TILE_QUERIES):
@@ -55,7 +60,6 @@ def evaluate_lists(trained: Trained, relation: str, split: str, k: int) -> Recom
         scores[mask_query, mask_id] = -np.inf
         _, top = torch.from_numpy(scores).topk(min(k, scores.shape[1]))
         popular_hits.append(_hits(top.numpy(), goal_query, goal_id))
-    num_relevant = np.unique(relevant.lhs, return_counts=True)[1]
     hits, baseline = np.concatenate(model_hits), np.concatenate(popular_hits)
     recall = metrics.recall_at(hits, num_relevant)
     return RecommendReport(
@@ -72,6 +76,15 @@ def evaluate_lists(trained: Trained, relation: str, split: str, k: int) -> Recom
 
 def _of(edges: EdgeIds, rel: int) -> EdgeIds:
     return edges.take(np.flatnonzero(edges.rel == rel))
+
+
+def _distinct_new(
+    edges: EdgeIds, seen_lhs: NDArray[np.int64], seen_rhs: NDArray[np.int64], span: int
+) -> EdgeIds:
+    """Each (lhs, rhs) once, sorted; none that was seen already, as it can't be recommended."""
+    pairs = np.setdiff1d(edges.lhs * span + edges.rhs, seen_lhs * span + seen_rhs)
+    rel = np.full(len(pairs), edges.rel[0] if len(edges) else 0)
+    return EdgeIds(pairs // span, rel, pairs % span)
 
 
 def _rows_of(

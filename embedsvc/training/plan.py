@@ -19,20 +19,21 @@ class MemoryPlan:
     """Bytes, by what they are for."""
 
     tables: int
+    copy: int  # of one table, while it is read or written
     edges: int
     batch: int
     process: int = _PROCESS_BYTES
 
     @property
     def total(self) -> int:
-        return self.tables + self.edges + self.batch + self.process
+        return self.tables + self.copy + self.edges + self.batch + self.process
 
     def __str__(self) -> str:
         mb = {name: value / 1e6 for name, value in vars(self).items()}
         return (
             f"memory plan: {self.total / 1e6:,.0f} MB (tables in memory {mb['tables']:,.0f}, "
-            f"largest bucket {mb['edges']:,.0f}, batch {mb['batch']:,.0f}, "
-            f"process {mb['process']:,.0f})"
+            f"copy of the largest {mb['copy']:,.0f}, largest bucket {mb['edges']:,.0f}, "
+            f"batch {mb['batch']:,.0f}, process {mb['process']:,.0f})"
         )
 
 
@@ -53,6 +54,7 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
     rows = chunks * (2 * train.chunk_size + 2 * train.negatives.uniform) * model.dim
     return MemoryPlan(
         tables=pinned + sum(others[: train.buffer]),
+        copy=max(map(table_bytes, graph.slots()), default=0),
         edges=bucket * _EDGE_BYTES,
         batch=4 * (6 * scores + 6 * rows),  # values, gradients and autograd's copies
     )
