@@ -105,6 +105,13 @@ class Checkpoint:
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} was altered: {error!r}. {self._remedy}") from None
 
+    def verify(self, manifest: CheckpointManifest) -> None:
+        """DataError where a file is damaged. Before any commit, as the next but one sweeps away
+        the manifest that a damaged checkpoint is mended by."""
+        for entry in (*manifest.tables.values(), manifest.parameters):
+            if entry is not None:
+                durable.verify(self.path, entry, self._remedy)
+
     def write_table(self, slot: Slot, token: int, table: Table) -> FileEntry:
         (self.path / _TABLES).mkdir(parents=True, exist_ok=True)
         return tables.write(self.path / _TABLES, slot, token, table)

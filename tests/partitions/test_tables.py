@@ -1,0 +1,147 @@
+"""partitions.tables: trained rows are stored, untouched rows are made anew by their maker."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from partitions import durable, tables, tensors
+from partitions.errors import DataError
+from partitions.schema import Slot
+from partitions.tables import Table
+
+SLOT = Slot("movie", 3)
+DIM = 6
+
+
+def made(offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+    """What rows hold before training: a function of the offset alone."""
+    return (offsets[:, None] * 100 + np.arange(DIM)).astype(np.float32)
+
+
+def other(offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+    return -made(offsets) - 1
+
+
+def trained(num_rows: int, touched: list[int]) -> Table:
+    table = tables.fresh(num_rows, made)
+    rows = np.array(touched, np.int64)
+    table.vectors[rows] = np.sqrt(rows + 2)[:, None].astype(np.float32) / np.arange(1, DIM + 1)
+    table.state[rows] = rows + 0.5
+    return table
+
+
+def test_a_fresh_table_is_made_and_untouched() -> None:
+    table = tables.fresh(5, made)
+    np.testing.assert_array_equal(table.vectors, made(np.arange(5)), strict=True)
+    np.testing.assert_array_equal(table.state, np.zeros(5, np.float32), strict=True)
+    assert table.num_bytes == 5 * (DIM + 1) * 4
+
+
+@given(
+    st.integers(0, 40).flatmap(
+        lambda n: st.tuples(st.just(n), st.lists(st.booleans(), min_size=n, max_size=n))
+    )
+)
+def test_write_then_read_is_identity_and_untouched_rows_are_made(
+    tmp_path_factory: pytest.TempPathFactory, case: tuple[int, list[bool]]
+) -> None:
+    num_rows, flags = case
+    touched = np.flatnonzero(np.array(flags, bool)).tolist()
+    table = trained(num_rows, touched)
+    folder = tmp_path_factory.getbasetemp() / "tables"
+    folder.mkdir(exist_ok=True)
+    entry = tables.write(folder, SLOT, 7, table)
+    path = folder / "movie-003.0000000007.safetensors"
+    assert folder.parent / entry.path == path
+
+    found = tables.read(path, made)
+    np.testing.assert_array_equal(found.vectors, table.vectors, strict=True)
+    np.testing.assert_array_equal(found.state, table.state, strict=True)
+    assert found.vectors.flags.writeable and found.state.flags.writeable
+
+    # Another maker shows which rows came from the file.
+    by_other = tables.read(path, other).vectors
+    expected = other(np.arange(num_rows))
+    expected[touched] = table.vectors[touched]
+    np.testing.assert_array_equal(by_other, expected)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_untouched_rows_take_no_room(tmp_path: Path, share: float) -> None:
+    num_rows = 10_000
+    num_touched = int(num_rows * share)
+    table = trained(
+        num_rows, list(range(0, num_rows, num_rows // num_touched)) if num_touched else []
+    )
+    entry = tables.write(tmp_path, SLOT, 1, table)
+    content = num_touched * (DIM + 1) * 4 + num_rows // 8
+    assert content <= entry.bytes <= content + 8192
+
+
+def test_the_file_is_a_safetensors_file_with_a_bitmap(tmp_path: Path) -> None:
+    tables.write(tmp_path, SLOT, 1, trained(11, [0, 3, 10]))
+    stored = safetensors.numpy.load_file(tmp_path / tables.file_name(SLOT, 1))
+    assert stored["touched"].tolist() == [0b00001001, 0b00000100]
+    assert stored["vectors"].shape == (3, DIM)
+    assert stored["state"].tolist() == [0.5, 3.5, 10.5]
+
+
+def test_file_names_sort_by_slot_then_token() -> None:
+    names = [tables.file_name(Slot("user", p), t) for p in (2, 10) for t in (9, 10, 123_456_789)]
+    assert names == sorted(names) and len(set(names)) == len(names)
+
+
+def test_the_returned_entry_describes_the_file(tmp_path: Path) -> None:
+    (tmp_path / "tables").mkdir()
+    entry = tables.write(tmp_path / "tables", SLOT, 1, trained(9, [1]))
+    assert durable.verify(tmp_path, entry, "Copy it again.") == tmp_path / entry.path
+
+
+def test_a_truncated_table_is_an_error_or_whole(tmp_path: Path) -> None:
+    table = trained(64, list(range(0, 64, 3)))
+    tables.write(tmp_path, SLOT, 1, table)
+    path = tmp_path / tables.file_name(SLOT, 1)
+    whole = path.read_bytes()
+    num_errors = 0
+    for length in range(0, len(whole), 13):
+        path.write_bytes(whole[:length])
+        try:
+            np.testing.assert_array_equal(tables.read(path, made).vectors, table.vectors)
+        except DataError as error:
+            num_errors += 1
+            assert str(error).startswith(str(path))
+    assert num_errors > 0.95 * len(range(0, len(whole), 13))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ({}, "is not an embedding table."),
+        ({"format_version": "1", "rows": "x", "dim": "2"}, "is not an embedding table."),
+        ({"format_version": "2", "rows": "1", "dim": "2"}, "is of format 2, this program reads 1."),
+    ],
+)
+def test_another_file_is_refused(tmp_path: Path, metadata: dict[str, str], sentence: str) -> None:
+    path = tmp_path / "x.safetensors"
+    arrays = {
+        "vectors": np.ones((1, 2), np.float32),
+        "state": np.ones(1, np.float32),
+        "touched": np.ones(1, np.uint8),
+    }
+    with path.open("wb") as file:
+        tensors.write(file, arrays, metadata)
+    with pytest.raises(DataError) as caught:
+        tables.read(path, made)
+    assert str(caught.value) == f"{path} {sentence}"
+
+
+def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    bad = Table(np.ones((2, DIM), np.complex64), np.ones(2, np.float32))  # type: ignore[arg-type]
+    with pytest.raises(KeyError):
+        tables.write(tmp_path, SLOT, 1, bad)
+    assert list(tmp_path.iterdir()) == []
