@@ -68,6 +68,6 @@ def run(config: Config, overrides: Overrides = None) -> None:
     road = Road.open(config, overrides)
     road.import_graph(if_needed=True)
     road.train()
-    road.evaluate()
-    road.publish()
+    road.evaluate(if_needed=True)
+    road.publish(if_needed=True)
     typer.echo(f"done in {time.perf_counter() - start:.1f} s")

@@ -96,7 +96,7 @@ class TrainConfig(Table):
     """In which order an epoch visits its buckets: inside_out, random."""
     commit_every_s: Annotated[float, Field(ge=0)] = 30.0
     """A checkpoint at the end of the first bucket after this many seconds; 0: at every bucket."""
-    seed: int = 1
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 1
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads of the tensor library; unset: all cores."""
     memory_mb: Annotated[int, Field(ge=1)] | None = None
@@ -139,5 +139,5 @@ class PublishConfig(Table):
     """Relations whose seen lists go with the version; unset: all relations."""
     keep: Annotated[int, Field(ge=1)] = 3
     """Versions kept beside the live one."""
-    golden: Annotated[int, Field(ge=0)] = 16
-    """Queries per relation whose exact answers are stored and checked."""
+    golden: Annotated[int, Field(ge=0)] = 64
+    """Queries, over all relations, whose exact answers are stored and checked."""

@@ -1,5 +1,6 @@
 """The road, command by command: what `embedsvc import | train | eval | publish` do and print."""
 
+import json
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from embedsvc.config import EvalConfig, ModelConfig, PublishConfig, TrainConfig
 from partitions import config as settings_file
-from partitions import durable, importer
+from partitions import durable, importer, published
 from partitions.config import GraphConfig, RunConfig, Settings
 from partitions.errors import DataError
 from partitions.graph import Graph
@@ -91,15 +92,24 @@ class Road:
             f"waited {report.wait_s:.1f} s for them"
         )
 
-    def evaluate(self) -> dict[str, Any]:
+    def evaluate(self, *, if_needed: bool = False) -> dict[str, Any]:
         from embedsvc.evaluation.links import rank_links
         from embedsvc.evaluation.recommend import evaluate_lists
         from embedsvc.trained import Trained
 
         config = self.settings.table("eval", EvalConfig)
         trained = Trained(self._graph(), self.folders.checkpoint)
+        settings = config.model_dump(mode="json")
+        found = self._metrics_of(trained.digest)
+        if if_needed and found.get("settings") == settings:
+            self.console.print(f"eval: {self.folders.checkpoint / EVALUATION} is up to date")
+            return found
         start = time.perf_counter()
-        result: dict[str, Any] = {"checkpoint": trained.digest, "split": config.split}
+        result: dict[str, Any] = {
+            "checkpoint": trained.digest,
+            "settings": settings,
+            "split": config.split,
+        }
         names = [relation.name for relation in trained.graph.relations]
         edges = trained.edges(config.split)
         if config.relations is not None:
@@ -131,24 +141,35 @@ class Road:
         durable.write_json(self.folders.checkpoint / EVALUATION, result)
         return result
 
-    def publish(self) -> None:
+    def publish(self, *, if_needed: bool = False) -> None:
         from embedsvc.publish import publish
         from embedsvc.trained import Trained
 
         trained = Trained(self._graph(), self.folders.checkpoint)
         start = time.perf_counter()
-        manifest = publish(
-            trained,
-            self.folders.published,
-            self.settings.table("publish", PublishConfig),
-            self.settings.resolved(),
-            self._metrics_of(trained.digest),
-        )
+        config = self.settings.table("publish", PublishConfig)
+        settings, metrics = self.settings.resolved(), self._metrics_of(trained.digest)
+        if if_needed and metrics and self._is_live(settings, metrics):
+            self.console.print(f"publish: {self.folders.published} is up to date")
+            return
+        manifest = publish(trained, self.folders.published, config, settings, metrics)
         size = sum(file.bytes for file in manifest.files.values())
         self.console.print(
             f"publish: {manifest.version} in {self.folders.published} is live: "
             f"{size / 1e6:,.1f} MB, golden queries agree, {time.perf_counter() - start:.1f} s"
         )
+
+    def _is_live(self, settings: dict[str, Any], metrics: dict[str, Any]) -> bool:
+        """Whether the live version is whole and was made of these; metrics name the checkpoint."""
+        try:
+            live = published.open_version(self.folders.published)
+            for path in live.manifest.files:
+                live.file(path)
+        except DataError:  # none, or a damaged one: publishing mends it
+            return False
+        found = [json.loads(bytes(live.file(name))) for name in ("config.json", "metrics.json")]
+        # As text, in which not-a-number equals itself.
+        return json.dumps(found, sort_keys=True) == json.dumps([settings, metrics], sort_keys=True)
 
     def _metrics_of(self, checkpoint: str) -> dict[str, Any]:
         """The evaluation of exactly this checkpoint; empty where it was not evaluated."""

@@ -52,9 +52,15 @@ class Trained:
         self.model = GraphModel.build(config, graph)
         self.model.parameters.load(self._checkpoint.read_parameters(self.manifest.parameters))
         self._fresh = fresh_maker(graph, config, seed)
+        self._last: tuple[Slot, NDArray[np.float32]] | None = None
 
     def vectors(self, slot: Slot) -> NDArray[np.float32]:
-        """float32 [rows, dim] of one partition, read anew at each call."""
+        """float32 [rows, dim] of one partition, not to be written to; the last is kept."""
+        if self._last is None or self._last[0] != slot:
+            self._last = (slot, self._read(slot))
+        return self._last[1]
+
+    def _read(self, slot: Slot) -> NDArray[np.float32]:
         entry = self.manifest.tables.get(slot)
         if entry is None:
             return tables.fresh(self.graph.num_rows(slot), self._fresh(slot)).vectors

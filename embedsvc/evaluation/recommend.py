@@ -43,6 +43,9 @@ def evaluate_lists(trained: Trained, relation: str, split: str, k: int) -> Recom
         seen.append(_of(trained.edges("valid"), rel))
     seen_lhs = np.concatenate([part.lhs for part in seen])
     seen_rhs = np.concatenate([part.rhs for part in seen])
+    if graph.relations[rel].lhs == rhs_type:  # nobody is recommended to themselves
+        own = np.arange(graph.num_entities(rhs_type))
+        seen_lhs, seen_rhs = np.concatenate([seen_lhs, own]), np.concatenate([seen_rhs, own])
     relevant = _distinct_new(relevant, seen_lhs, seen_rhs, graph.num_entities(rhs_type))
     lhs, num_relevant = np.unique(relevant.lhs, return_counts=True)
     if not len(lhs):

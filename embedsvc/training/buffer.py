@@ -55,7 +55,8 @@ class Buffer:
             self._write(slot)
         return dict(self._stored)
 
-    def _make_room(self, slots: Sequence[Slot]) -> None:
+    def check_fits(self, slots: Sequence[Slot]) -> None:
+        """ConfigError where a bucket needs more tables than may be held."""
         wanted = [slot for slot in slots if slot not in self._pinned]
         if len(wanted) > self._capacity:
             raise ConfigError(
@@ -63,6 +64,10 @@ class Buffer:
                 f"{len(wanted)} tables at once ({', '.join(f'{s[0]} {s[1]}' for s in wanted)}). "
                 f"Set train.buffer={len(wanted)} or more."
             )
+
+    def _make_room(self, slots: Sequence[Slot]) -> None:
+        self.check_fits(slots)
+        wanted = [slot for slot in slots if slot not in self._pinned]
         leaving = [s for s in self._held if s not in self._pinned and s not in slots]
         num_kept = sum(slot not in self._pinned for slot in self._held) - len(leaving)
         num_new = sum(slot not in self._held for slot in wanted)

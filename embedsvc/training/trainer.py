@@ -88,6 +88,8 @@ class _Trainer:
         if self.resumed:
             manifest = checkpoint.read_manifest()
             _check_resumable(manifest, graph, settings, checkpoint.path)
+            if manifest.progress.epoch < config.epochs:
+                checkpoint.verify(manifest)
             if manifest.parameters:
                 self.model.parameters.load(checkpoint.read_parameters(manifest.parameters))
         else:
@@ -104,6 +106,8 @@ class _Trainer:
             pinned=self.single,
             capacity=config.buffer,
         )
+        for bucket in graph.buckets("train"):
+            self.buffer.check_fits(graph.slots_of_bucket(bucket))
         self.step = ExactStep(
             self.model, config.lr, config.relation_lr or config.lr, config.negatives.in_batch
         )
@@ -147,6 +151,10 @@ class _Trainer:
                 if not math.isfinite(loss):
                     raise DataError(self._diverged(lease, loss))
                 ledger.add(batch.num_edges, loss)
+            for slot, table in tables.items():
+                ends = [table.vectors.min(initial=0), table.vectors.max(initial=0)]
+                if not np.isfinite(ends).all():
+                    raise DataError(self._diverged(lease, math.nan, f"vectors of {slot[0]}"))
         waiting, total = self.schedule.num_waiting, self.schedule.num_buckets
         ledger.close(total - waiting, total, self.buffer.wait_s - wait_before)
 

@@ -1,0 +1,436 @@
+"""Training ends in the same bits, however it was carried out or broken off."""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.evaluation.links import rank_links
+from embedsvc.trained import Trained
+from embedsvc.training.trainer import METRICS, train
+from partitions.checkpoint import MANIFEST, PREVIOUS, Checkpoint
+from partitions.errors import BusyError, ConfigError, DataError
+from partitions.graph import Graph
+
+MakeGraph = Callable[..., Graph]
+Content = Callable[[Graph, Path], dict[Any, bytes]]
+
+RELATIONS = {"buys": ("user", "item"), "tagged": ("item", "tag"), "like": ("item", "item")}
+MODEL = ModelConfig(dim=8, operator="complex_diagonal", reciprocal=True, init_scale=0.1)
+CONFIG = TrainConfig(
+    epochs=2,
+    batch_size=20,
+    chunk_size=5,
+    negatives={"uniform": 4},
+    buffer=3,
+    threads=1,
+    commit_every_s=0,
+)
+
+
+def but(config: TrainConfig, **changes: object) -> TrainConfig:
+    return TrainConfig.model_validate(config.model_dump() | changes)
+
+
+@pytest.fixture(scope="module")
+def graph(make_graph: MakeGraph) -> Graph:
+    """2 partitions, 4 buckets; a buffer of 3 tables can't hold all 4."""
+    return a_graph(make_graph, partitions=2)
+
+
+@pytest.fixture(scope="module")
+def large_graph(make_graph: MakeGraph) -> Graph:
+    """The same edges in 4 partitions, 16 buckets."""
+    return a_graph(make_graph, partitions=4)
+
+
+def a_graph(make_graph: MakeGraph, partitions: int, num_edges: int = 300) -> Graph:
+    """Two partitioned types and one that is not; three relations; weights."""
+    rng = np.random.default_rng(1)
+    sizes = {"user": 40, "item": 30, "tag": 5}
+    edges = []
+    for _ in range(num_edges):
+        relation = str(rng.choice(list(RELATIONS)))
+        lhs, rhs = (f"{t}{rng.integers(sizes[t])}" for t in RELATIONS[relation])
+        edges.append((lhs, relation, rhs, round(float(rng.uniform(0.5, 2)), 3)))
+    return make_graph(
+        {"train": edges, "test": edges[:20]}, RELATIONS, {"user": partitions, "item": partitions}
+    )
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    text = (folder / METRICS).read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# --- the same bits -------------------------------------------------------------------------------
+
+
+def test_the_same_command_gives_the_same_bits(
+    graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    first = train(graph, tmp_path / "a", MODEL, CONFIG)
+    second = train(graph, tmp_path / "b", MODEL, CONFIG)
+    assert first.loss == second.loss
+    losses = [[r["loss"] for r in records(tmp_path / name)] for name in "ab"]
+    assert losses[0] == losses[1]
+    assert content_of(graph, tmp_path / "a") == content_of(graph, tmp_path / "b")
+
+
+def test_another_seed_gives_other_vectors(
+    graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    train(graph, tmp_path / "a", MODEL, CONFIG)
+    train(graph, tmp_path / "b", MODEL, but(CONFIG, seed=2))
+    a, b = content_of(graph, tmp_path / "a"), content_of(graph, tmp_path / "b")
+    for slot in graph.slots():
+        assert a[slot, "vectors"] != b[slot, "vectors"]
+
+
+def test_two_epochs_equal_one_and_a_resumed_one_bit_for_bit(
+    large_graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    whole = train(large_graph, tmp_path / "whole", MODEL, CONFIG)
+    train(large_graph, tmp_path / "halves", MODEL, but(CONFIG, epochs=1))
+    second = train(large_graph, tmp_path / "halves", MODEL, CONFIG)
+    assert second.resumed and not whole.resumed
+    assert second.num_edges == large_graph.num_edges("train") and second.loss == whole.loss
+    halves = content_of(large_graph, tmp_path / "halves")
+    assert halves == content_of(large_graph, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("order", ["inside_out", "random"])
+def test_how_often_one_commits_and_how_much_one_holds_changes_no_bit(
+    order: str, large_graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    thrifty = train(large_graph, tmp_path / "a", MODEL, but(CONFIG, order=order))
+    lavish = train(large_graph, tmp_path / "b", MODEL, but(CONFIG, order=order, **LAVISH))
+    assert thrifty.table_reads > 0 and thrifty.io_bytes > lavish.io_bytes
+    assert lavish.table_reads == 0 and lavish.table_writes == 2 * len(large_graph.slots())
+    assert content_of(large_graph, tmp_path / "a") == content_of(large_graph, tmp_path / "b")
+
+
+LAVISH = {"commit_every_s": 1e9, "buffer": 8}
+
+
+def test_spilling_without_committing_changes_no_bit(
+    make_graph: MakeGraph, tmp_path: Path, content_of: Content
+) -> None:
+    """One partitioned type and buffer = 2: tables leave and come back between two commits."""
+    edges = [(f"e{i}", "r", f"e{(i * 7 + 1) % 50}") for i in range(50)]
+    graph = make_graph({"train": edges}, {"r": ("e", "e")}, {"e": 4})
+    small = but(CONFIG, buffer=2)
+    spilled = train(graph, tmp_path / "a", MODEL, but(small, commit_every_s=1e9))
+    assert spilled.table_reads > 0
+    train(graph, tmp_path / "b", MODEL, small)
+    train(graph, tmp_path / "c", MODEL, but(small, **LAVISH))
+    contents = [content_of(graph, tmp_path / name) for name in "abc"]
+    assert contents[0] == contents[1] == contents[2]
+
+
+def test_ten_kills_at_random_moments_change_no_bit(
+    large_graph: Graph, tmp_path: Path, content_of: Content, start_training: Any
+) -> None:
+    for name in ("warm", "whole"):  # the first one waits for the server of forks
+        begin = time.monotonic()
+        unbroken = start_training(large_graph, tmp_path / name, MODEL, CONFIG)
+        unbroken.join()
+        run_s = time.monotonic() - begin
+        assert unbroken.exitcode == 0
+    wanted = content_of(large_graph, tmp_path / "whole")
+
+    rng = np.random.default_rng(11)
+    num_killed = num_finished = 0
+    while num_killed < 10 or not num_finished:
+        folder = tmp_path / f"broken-{num_finished}"
+        process = start_training(large_graph, folder, MODEL, CONFIG)
+        process.join(timeout=rng.uniform(0, 0.2) * run_s if num_killed < 10 else None)
+        process.kill()  # nothing to a process that has ended
+        process.join()
+        assert process.exitcode in (0, -9)
+        if (folder / MANIFEST).exists():  # whatever is there is a whole checkpoint
+            found = content_of(large_graph, folder)
+        if process.exitcode:
+            num_killed += 1
+            continue
+        num_finished += 1
+        assert found == wanted
+        assert len({(r["epoch"], *r["bucket"]) for r in records(folder)}) == 2 * len(
+            large_graph.buckets("train")
+        )
+        left = {path.name for path in (folder / "tables").iterdir()}
+        assert not [name for name in left if ".tmp-" in name]
+        # A sweep keeps what the newest two manifests name.
+        assert len(left) <= 2 * len(large_graph.slots())
+
+
+# --- one at a time -------------------------------------------------------------------------------
+
+
+def test_a_second_trainer_is_refused_while_the_first_goes_on(
+    graph: Graph, tmp_path: Path, start_training: Any
+) -> None:
+    folder = tmp_path / "checkpoint"
+    first = start_training(graph, folder, MODEL, but(CONFIG, epochs=100_000))
+    while not (folder / MANIFEST).exists():
+        first.join(timeout=0.01)
+        assert first.exitcode is None
+    with pytest.raises(BusyError, match=rf"is in use: process {first.pid} is training into it"):
+        train(graph, folder, MODEL, CONFIG)
+    progress = len((folder / METRICS).read_bytes())
+    while len((folder / METRICS).read_bytes()) == progress:
+        first.join(timeout=0.01)
+        assert first.exitcode is None, "the first trainer goes on"
+    first.kill()
+    first.join()
+    # The lock ended with its process: no one has to remove anything.
+    report = train(graph, folder, MODEL, but(CONFIG, epochs=1))
+    assert report.resumed
+
+
+# --- what may change on resume, and what may not -------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "sentence"),
+    [
+        ({"dim": 10}, {}, r"begun with model\.dim = 8, now it is 10\. Set it back"),
+        ({"comparator": "cos"}, {}, r"begun with model\.comparator = 'dot', now it is 'cos'"),
+        ({}, {"lr": 0.2}, r"begun with train\.lr = 0\.1, now it is 0\.2"),
+        ({}, {"seed": 2}, r"begun with train\.seed = 1, now it is 2"),
+        ({}, {"negatives": {"uniform": 5}}, r"begun with train\.negatives = .*uniform"),
+    ],
+)
+def test_resuming_with_another_setting_is_refused_by_its_name(
+    model: dict[str, Any], config: dict[str, Any], sentence: str, graph: Graph, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    train(graph, folder, MODEL, but(CONFIG, epochs=1))
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    changed = ModelConfig.model_validate(MODEL.model_dump() | model)
+    with pytest.raises(ConfigError, match=sentence):
+        train(graph, folder, changed, but(CONFIG, **config))
+    assert before == {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_how_a_run_is_carried_out_may_change_on_resume(graph: Graph, tmp_path: Path) -> None:
+    train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, epochs=1))
+    other = but(CONFIG, epochs=2, buffer=8, commit_every_s=5, memory_mb=4000, threads=None)
+    assert train(graph, tmp_path / "checkpoint", MODEL, other).resumed
+
+
+def test_resuming_on_another_graph_is_refused(
+    graph: Graph, make_graph: MakeGraph, tmp_path: Path
+) -> None:
+    train(graph, tmp_path / "checkpoint", MODEL, CONFIG)
+    other = make_graph({"train": [("a", "like", "b")]}, {"like": ("item", "item")}, name="other")
+    with pytest.raises(ConfigError, match=r"was trained on another graph than .*other holds now"):
+        train(other, tmp_path / "checkpoint", MODEL, CONFIG)
+
+
+def test_nothing_left_to_do_does_nothing(graph: Graph, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    train(graph, folder, MODEL, CONFIG)
+    before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "lock"}
+    for epochs in (2, 1):  # fewer than were trained is nothing left to do, too
+        report = train(graph, folder, MODEL, but(CONFIG, epochs=epochs))
+        assert report.num_edges == report.table_writes == report.table_reads == 0
+        assert math.isnan(report.loss) and report.resumed
+    assert before == {p: p.read_bytes() for p in before}
+
+
+def test_a_graph_without_training_edges_is_refused(make_graph: MakeGraph, tmp_path: Path) -> None:
+    graph = make_graph({"test": [("a", "r", "b")]}, {"r": ("e", "e")})
+    with pytest.raises(DataError, match="has no training edges"):
+        train(graph, tmp_path / "checkpoint", MODEL, CONFIG)
+
+
+def test_a_buffer_too_small_for_a_bucket_is_refused(graph: Graph, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"Set train\.buffer=3 or more"):
+        train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, buffer=2))
+    assert not (tmp_path / "checkpoint" / METRICS).exists(), "before any bucket is trained"
+
+
+def test_a_partition_may_be_empty(make_graph: MakeGraph, tmp_path: Path) -> None:
+    """Few keys, many partitions: a hash leaves some without any."""
+    edges = [(f"e{i}", "r", f"e{i + 1}") for i in range(8)]
+    graph = make_graph({"train": edges, "test": edges}, {"r": ("e", "e")}, {"e": 8})
+    assert 0 in [graph.num_rows(slot) for slot in graph.slots()]
+    train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, buffer=2))
+    trained = Trained(graph, tmp_path / "checkpoint")
+    ranks = rank_links(trained, trained.edges("test"))
+    assert ((ranks.lhs >= 1) & (ranks.lhs <= 9)).all()
+
+
+# --- damage --------------------------------------------------------------------------------------
+
+
+def damage(path: Path, kind: str) -> None:
+    data = bytearray(path.read_bytes())
+    if kind == "truncated":
+        del data[-1]
+    elif kind == "altered":
+        data[-100] ^= 1
+    if kind == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "altered", "missing"])
+@pytest.mark.parametrize("what", ["table", "parameters"])
+def test_a_damaged_checkpoint_names_the_file_and_the_commit_before_goes_on(
+    what: str, kind: str, graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    train(graph, tmp_path / "whole", MODEL, CONFIG)
+    folder = tmp_path / "checkpoint"
+    train(graph, folder, MODEL, but(CONFIG, epochs=1))
+    newest = json.loads((folder / MANIFEST).read_text())
+    before = json.loads((folder / PREVIOUS).read_text())
+    old = {table["file"]["path"] for table in before["tables"]}
+    new = [t["file"]["path"] for t in newest["tables"] if t["file"]["path"] not in old]
+    path = folder / (new[0] if what == "table" else newest["parameters"]["path"])
+    damage(path, kind)
+    with pytest.raises(DataError) as refused:
+        train(graph, folder, MODEL, CONFIG)
+    sentence = str(refused.value)
+    assert str(path) in sentence
+    assert f"Copy {folder / PREVIOUS} over {folder / MANIFEST}" in sentence
+    assert f"or remove {folder}" in sentence
+
+    (folder / MANIFEST).write_bytes((folder / PREVIOUS).read_bytes())
+    report = train(graph, folder, MODEL, CONFIG)
+    assert report.resumed and report.num_edges > graph.num_edges("train")
+    assert content_of(graph, folder) == content_of(graph, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"format_version": 1}'])
+def test_a_damaged_manifest_is_named_with_what_to_do(
+    text: str, graph: Graph, tmp_path: Path
+) -> None:
+    folder = tmp_path / "checkpoint"
+    train(graph, folder, MODEL, but(CONFIG, epochs=1))
+    (folder / MANIFEST).write_text(text)
+    with pytest.raises(DataError, match=rf"{MANIFEST}.*(Copy|Remove)"):
+        train(graph, folder, MODEL, CONFIG)
+    (folder / MANIFEST).write_bytes((folder / PREVIOUS).read_bytes())
+    assert train(graph, folder, MODEL, CONFIG).resumed
+
+
+# --- divergence ----------------------------------------------------------------------------------
+
+
+def test_divergence_is_named_by_epoch_and_bucket(graph: Graph, tmp_path: Path) -> None:
+    with pytest.raises(
+        DataError, match=r"Training diverged: the .* in epoch 1, bucket \(1, 1\)\. Lower train\.lr"
+    ):
+        train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, lr=1e30))
+
+
+def test_divergence_leaves_the_last_commit_as_it_was(
+    make_graph: MakeGraph, tmp_path: Path, content_of: Content
+) -> None:
+    """One edge weighs so much that its loss overflows, in a bucket of the last layer."""
+    edges = [(f"e{i}", "r", f"e{(i * 7 + 1) % 50}", 1.0) for i in range(50)]
+    relations, partitions = {"r": ("e", "e")}, {"e": 3}
+    sound = make_graph({"train": edges}, relations, partitions, name="sound")
+    last = sound.buckets("train")[0]  # (0, 0); inside out: among the last
+    key = sound.keys(sound.slot_of("e", 0))[int(sound.edges("train", last).lhs[0])].as_py()
+    at = next(i for i, edge in enumerate(edges) if edge[0] == key and in_bucket(sound, edge, last))
+    edges[at] = (*edges[at][:3], 3e38)
+    graph = make_graph({"train": edges}, relations, partitions, name="heavy")
+    folder = tmp_path / "checkpoint"
+    with pytest.raises(DataError, match=r"in epoch 1, bucket \(0, 0\)"):
+        train(graph, folder, MODEL, but(CONFIG, epochs=1))
+    trained = Trained(graph, folder)
+    others = {bucket for bucket in graph.buckets("train") if 0 not in bucket}
+    assert others <= set(trained.manifest.progress.done)
+    assert last not in trained.manifest.progress.done
+    for slot in graph.slots():
+        assert np.isfinite(trained.vectors(slot)).all()
+    content_of(graph, folder)
+
+
+def in_bucket(graph: Graph, edge: tuple[Any, ...], bucket: Any) -> bool:
+    lhs, rhs = (graph.keys(graph.slot_of("e", part)).to_pylist() for part in bucket)
+    return edge[0] in lhs and edge[2] in rhs
+
+
+def test_vectors_that_are_no_numbers_are_never_committed(
+    make_graph: MakeGraph, tmp_path: Path
+) -> None:
+    """The loss was finite when it was measured; the only update after it overflows."""
+    graph = make_graph({"train": [("a", "r", "b"), ("c", "r", "d")]}, {"r": ("e", "e")})
+    model = ModelConfig(dim=4, init_scale=0.1)
+    with pytest.raises(DataError, match=r"Training diverged: .* in epoch 1, bucket \(0, 0\)"):
+        train(graph, tmp_path / "checkpoint", model, but(CONFIG, epochs=1, lr=3e38))
+    assert not (tmp_path / "checkpoint" / MANIFEST).exists()
+
+
+# --- what is written down ------------------------------------------------------------------------
+
+
+def test_metrics_have_one_line_a_bucket(graph: Graph, tmp_path: Path) -> None:
+    report = train(graph, tmp_path / "checkpoint", MODEL, CONFIG)
+    found = records(tmp_path / "checkpoint")
+    buckets = graph.buckets("train")
+    assert Counter((r["epoch"], *r["bucket"]) for r in found) == Counter(
+        (epoch, *bucket) for epoch in (1, 2) for bucket in buckets
+    )
+    assert [r["done"] for r in found] == [*range(1, len(buckets) + 1)] * 2
+    assert [r["token"] for r in found] == [*range(1, 2 * len(buckets) + 1)]
+    for record in found:
+        bucket = tuple(record["bucket"])
+        assert record["edges"] == graph.num_edges("train", bucket)
+        assert record["buckets"] == len(buckets)
+        assert record["edges_per_s"] > 0 and record["wait_s"] >= 0
+        assert math.isfinite(record["loss"])
+    assert report.num_edges == sum(r["edges"] for r in found) == 2 * graph.num_edges("train")
+    assert report.loss == found[-1]["loss"]
+
+
+def test_a_torn_last_line_of_the_metrics_is_dropped(graph: Graph, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    train(graph, folder, MODEL, but(CONFIG, epochs=1))
+    whole = (folder / METRICS).read_text()
+    (folder / METRICS).write_text(whole + '{"epoch": 2, "buck')
+    train(graph, folder, MODEL, CONFIG)
+    assert (folder / METRICS).read_text().startswith(whole)
+    assert len(records(folder)) == 2 * len(graph.buckets("train"))
+
+
+def test_the_loss_falls_and_the_first_one_is_that_of_chance(
+    make_graph: MakeGraph, tmp_path: Path
+) -> None:
+    """Of n tied candidates the softmax loss is log n on either side."""
+    graph = a_graph(make_graph, partitions=1)
+    model = ModelConfig(dim=8, init_scale=1e-6)
+    config = but(CONFIG, epochs=30, negatives={"in_batch": False, "uniform": 200}, lr=0.05)
+    train(graph, tmp_path / "checkpoint", model, config)
+    losses = [r["loss"] for r in records(tmp_path / "checkpoint")]
+    assert losses[-1] < 0.9 * losses[0]
+    one_step = but(config, epochs=1, batch_size=10_000)
+    weight = float(np.mean(graph.edges("train", graph.buckets("train")[0]).weight))
+    first = train(graph, tmp_path / "first", model, one_step)
+    # One batch a group, so nothing is learnt before it is measured. An edge's own entity is
+    # left out of its negatives, so that n is a little below 201: less than 1/5 for the 5 tags.
+    assert 2 * math.log(201 * 0.75) * weight < first.loss < 2 * math.log(201) * weight
+
+
+def test_the_checkpoint_says_what_it_was_made_with(graph: Graph, tmp_path: Path) -> None:
+    train(graph, tmp_path / "checkpoint", MODEL, CONFIG)
+    manifest = Checkpoint(tmp_path / "checkpoint").read_manifest()
+    assert manifest.config == {
+        "model": MODEL.model_dump(mode="json"),
+        "train": CONFIG.model_dump(mode="json"),
+    }
+    assert manifest.graph_digest == graph.digest
+    assert set(manifest.tables) == set(graph.slots())
