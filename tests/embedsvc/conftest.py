@@ -30,7 +30,7 @@ Vector = Sequence[float]
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
-    """These graphs are too small for more, and waiting threads disturb whoever shares the machine."""
+    """These graphs are too small for more, and threads that wait disturb whoever is beside."""
     torch.set_num_threads(1)
 
 

@@ -16,7 +16,7 @@ StartTraining = Callable[[Graph, Path, ModelConfig, TrainConfig], BaseProcess]
 
 @pytest.fixture
 def start_training() -> Iterator[StartTraining]:
-    """A fork of a server that has imported everything and trained nothing: ready in milliseconds."""
+    """A fork of a server that has imported everything and trained nothing: there at once."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pytest", "embedsvc.training.trainer"])
     started: list[BaseProcess] = []
