@@ -8,9 +8,11 @@ Relative paths are relative to the folder the command runs in.
 """
 
 import codecs
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -108,7 +110,7 @@ class InputConfig(SourceConfig):
 
     relation: str | None = None
     """All rows are of this relation; unset: a column names it."""
-    columns: dict[Literal["lhs", "rel", "rhs", "weight"], Column] | None = None
+    columns: dict[Literal["lhs", "rel", "rhs", "weight", "timestamp"], Column] | None = None
     """Column name or position of each part; unset: positions in this order."""
     split: Literal["train", "valid", "test"] | None = None
     """The split of all rows; unset: train, less what graph.holdout draws."""
@@ -148,16 +150,51 @@ class RelationConfig(Table):
 
 
 class HoldoutConfig(Table):
-    """`[graph.holdout]`: edges to keep out of training, drawn by a hash of the edge and the seed,
-    so that the draw depends on neither order nor partitions and equal edges share a split."""
+    """`[graph.holdout]`: edges to keep out of training, in one of three ways: shares drawn by a
+    hash of the edge and the seed (the draw depends on neither order nor partitions, and equal edges
+    share a split), cuts in time, or each lhs's last edges."""
 
     valid: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of edges."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of edges."""
+    valid_after: datetime | int | None = None
+    """Edges later than this (a date, or seconds since 1970 UTC) are for validation."""
+    test_after: datetime | int | None = None
+    """Edges later than this are for the test."""
+    last: bool = False
+    """The last edge of each lhs is for the test, the one before it for validation."""
     relations: list[str] | None = None
     """Only of these relations; unset: of all."""
     seed: Annotated[int, Field(ge=0)] = 1
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "HoldoutConfig":
+        by_time = self.valid_after is not None or self.test_after is not None
+        if (self.valid + self.test > 0) + by_time + self.last > 1:
+            raise ValueError("hold out by shares, by time or the last edges: one of them")
+        if self.valid + self.test >= 1:
+            raise ValueError("holdout.valid + holdout.test leave nothing to train on")
+        if None not in (self.valid_after, self.test_after) and self.cuts[0] > self.cuts[1]:
+            raise ValueError("valid_after must not be later than test_after")
+        return self
+
+    @property
+    def cuts(self) -> tuple[float, float]:
+        """(valid_after, test_after) in seconds since 1970 UTC, infinite where unset."""
+        valid, test = (
+            math.inf if cut is None else cut if isinstance(cut, int) else _seconds(cut)
+            for cut in (self.valid_after, self.test_after)
+        )
+        return min(valid, test), test
+
+    @property
+    def needs_time(self) -> bool:
+        return self.last or self.valid_after is not None or self.test_after is not None
+
+
+def _seconds(moment: datetime) -> float:
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 class GraphConfig(Table):
@@ -171,6 +208,12 @@ class GraphConfig(Table):
     holdout: HoldoutConfig = HoldoutConfig()
     skip_bad: bool = False
     """Count and skip malformed lines instead of stopping at the first."""
+    duplicates: Literal["keep", "drop", "sum"] = "keep"
+    """Equal edges of a split: keep all, keep the first, or keep one with the summed weight."""
+    self_loops: Literal["keep", "drop"] = "keep"
+    """Edges from an entity to itself."""
+    threads: Annotated[int, Field(ge=1)] | None = None
+    """Of the import; unset: all cores. The graph does not depend on it."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> "GraphConfig":
@@ -200,8 +243,11 @@ class GraphConfig(Table):
                     f"the input {source.path} is of relation {source.relation}, "
                     f"which is not under [graph.relations]. {hint}"
                 )
-        if self.holdout.valid + self.holdout.test >= 1:
-            raise ValueError("holdout.valid + holdout.test leave nothing to train on")
+        timed = ["timestamp" in source.resolved_columns for source in self.inputs]
+        if any(timed) != all(timed):
+            raise ValueError("either all inputs have a timestamp column or none has")
+        if self.holdout.needs_time and not any(timed):
+            raise ValueError("holdout by time or by last edges needs a timestamp column")
         for name in self.holdout.relations or []:
             if not {name, "*"} & set(self.relations):
                 hint = did_you_mean(name, list(self.relations))

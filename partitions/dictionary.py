@@ -1,76 +1,112 @@
 """key <-> (partition, offset) of one entity type.
 
-On disk: one Arrow IPC file per partition, one column `key` (large_string, not null); row = offset.
-A key's partition is a hash of the key and a dictionary only grows at its end, so that edges added
-later move no old id. In memory while importing: one Python dict of key -> partition << 32 | offset.
+On disk: Arrow IPC files, one per partition and import batch, one column `key` (large_string, not
+null); laid end to end, row = offset. A key's partition is a hash of the key and a dictionary only
+grows at its end, so that edges added later move no old id.
+
+While importing, a `Dictionary` finds places by fingerprint (keytable.py) and keeps the keys' text
+only to write it, as Arrow arrays in the order of first sight.
 """
 
+from collections.abc import Callable, Iterable
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from partitions.durable import replacing
 from partitions.errors import DataError
 
 FORMAT_VERSION = 1
 SCHEMA = pa.schema([pa.field("key", pa.large_string(), nullable=False)])
 
-_PARTITION_SHIFT = 32  # offsets are uint32
+PARTITION_SHIFT = 32  # a place is partition << 32 | offset; offsets are uint32
+_MAX_ROWS = 1 << PARTITION_SHIFT
+_SLICE_ROWS = 1 << 15  # what one thread searches at a time
+
+
+class Workers:
+    """Threads for kernels that release the GIL; results do not depend on how many there are."""
+
+    def __init__(self, pool: Executor | None, num_threads: int) -> None:
+        self.pool, self.num_threads = pool, num_threads
+
+    def map(self, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+        return list(self.pool.map(work, items) if self.pool else map(work, items))
+
+
+ALONE = Workers(None, 1)
 
 
 class Dictionary:
-    """Grows while edges are read: new keys are appended in the order of their first sight."""
-
     def __init__(self, num_partitions: int) -> None:
-        self.num_partitions = num_partitions
-        self._places: dict[str, int] = {}
-        self._keys: list[list[str]] = [[] for _ in range(num_partitions)]
+        # Imported here: reading a dictionary, as serving does, must not load numba.
+        from partitions.keytable import KeyTable
+
+        self._table = KeyTable(num_partitions)
+        self._texts: list[list[pa.Array]] = [[] for _ in range(num_partitions)]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._table)
+
+    @property
+    def num_partitions(self) -> int:
+        return len(self._texts)
 
     @property
     def num_rows(self) -> list[int]:
-        return [len(keys) for keys in self._keys]
+        return self._table.counts.tolist()
 
-    def encode(self, keys: pa.Array) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-        """(partition, offset), uint32 [n] each, of a string array; unknown keys are added."""
-        from partitions.hashing import hash_keys
+    def encode(
+        self, keys: pa.Array, workers: Workers = ALONE
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+        """(places, hashes) of a string array, int64 and uint64 [n]; unknown keys are added.
 
-        coded = keys.dictionary_encode()
-        names = coded.dictionary.to_pylist()
-        places = np.fromiter((self._places.get(k, -1) for k in names), np.int64, len(names))
-        new = np.flatnonzero(places < 0)
-        if len(new):
-            hashes = hash_keys(coded.dictionary.take(pa.array(new)))
-            parts = (hashes % np.uint64(self.num_partitions)).astype(np.int64)
-            for row, part in zip(new.tolist(), parts.tolist(), strict=True):
-                held = self._keys[part]
-                if len(held) == 1 << _PARTITION_SHIFT:
-                    raise DataError("A partition is full (2^32 entities): use more partitions.")
-                place = part << _PARTITION_SHIFT | len(held)
-                held.append(names[row])
-                self._places[names[row]] = place
-                places[row] = place
-        all_places = places[coded.indices.to_numpy()]
-        return (
-            (all_places >> _PARTITION_SHIFT).astype(np.uint32),
-            (all_places & 0xFFFFFFFF).astype(np.uint32),
-        )
+        A place is partition << 32 | offset.
+        """
+        places = np.empty(len(keys), np.int64)
+        prints = np.empty((len(keys), 2), np.uint64)
 
-    def find(self, key: str) -> tuple[int, int] | None:
-        """(partition, offset), or None for an unknown key."""
-        place = self._places.get(key)
-        return None if place is None else (place >> _PARTITION_SHIFT, place & 0xFFFFFFFF)
+        def search(start: int) -> int:
+            rows = slice(start, start + _SLICE_ROWS)
+            prints[rows] = self._table.fingerprints(keys.slice(start, _SLICE_ROWS))
+            return self._table.find(prints[rows], places[rows])
 
-    def keys(self, partition: int) -> pa.Array:
-        return pa.array(self._keys[partition], pa.large_string())
+        missing = sum(workers.map(search, range(0, len(keys), _SLICE_ROWS)))
+        if missing:
+            new_rows = self._table.insert(prints, places, missing)
+            if self._table.counts.max() > _MAX_ROWS:
+                raise DataError("A partition is full (2^32 entities): use more partitions.")
+            self._keep(keys.take(pa.array(new_rows)), places[new_rows] >> PARTITION_SHIFT)
+        return places, prints[:, 0]
+
+    def _keep(self, texts: pa.Array, partitions: NDArray[np.int64]) -> None:
+        order = np.argsort(partitions, kind="stable")
+        ends = np.cumsum(np.bincount(partitions, minlength=self.num_partitions))
+        sorted_texts = texts.take(pa.array(order)).cast(pa.large_string())
+        start = 0
+        for partition, end in enumerate(ends.tolist()):
+            if end > start:
+                self._texts[partition].append(sorted_texts.slice(start, end - start))
+            start = end
+
+    def find(self, keys: pa.Array) -> NDArray[np.int64]:
+        """int64 [n] places, -1 for an unknown key; nothing is added."""
+        places = np.empty(len(keys), np.int64)
+        self._table.find(self._table.fingerprints(keys), places)
+        return places
+
+    def keys(self, partition: int, start: int = 0) -> pa.Array:
+        """large_string: the keys of a partition from offset `start` on."""
+        texts = self._texts[partition]
+        joined = pa.concat_arrays(texts) if texts else pa.array([], pa.large_string())
+        return joined.slice(start)
 
 
 def write(path: Path, keys: pa.Array) -> None:
-    with replacing(path) as file, pa.ipc.new_file(file, SCHEMA) as writer:
+    with path.open("wb") as file, pa.ipc.new_file(file, SCHEMA) as writer:
         writer.write_batch(pa.record_batch([keys.cast(pa.large_string())], schema=SCHEMA))
 
 

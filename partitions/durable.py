@@ -78,6 +78,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def sync_tree(folder: Path) -> None:
+    """Make all files and names below `folder` survive a power cut."""
+    for inside, _, files in os.walk(folder):
+        for name in files:
+            with (Path(inside) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        sync_folder(Path(inside))
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """Open a file for writing that takes the place of `path` only when all went well."""
@@ -123,11 +132,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     fresh.mkdir()
     try:
         yield fresh
-        for inside, _, files in os.walk(fresh):
-            for name in files:
-                with (Path(inside) / name).open("rb") as file:
-                    os.fsync(file.fileno())
-            sync_folder(Path(inside))
+        sync_tree(fresh)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise

@@ -1,13 +1,16 @@
-"""Bucket files: one Arrow IPC file per bucket and split, one record batch.
+"""Bucket files: one Arrow IPC file per bucket, split and import batch.
 
     lhs     uint32   offset in the lhs partition
     rhs     uint32   offset in the rhs partition
     rel     smallest unsigned integer that fits; absent where the graph has one relation
-    weight  float32; absent where the graph has no weights
+    weight  float32; absent where the import had no weights
+    time    int64, seconds since 1970 UTC; absent where it had no timestamps
 
-At most 4 + 4 + 1 (+ 4) bytes an edge up to 256 relations; memory-mapped, never copied to be read.
+At most 4 + 4 + 1 (+ 4) (+ 8) bytes an edge up to 256 relations; memory-mapped, not copied to be
+read (a bucket of several import batches is, once).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from partitions.durable import replacing
 from partitions.errors import DataError
 
 FORMAT_VERSION = 1
@@ -30,6 +32,7 @@ class Edges:
     rel: NDArray[np.unsignedinteger[Any]]
     rhs: NDArray[np.uint32]
     weight: NDArray[np.float32] | None = None
+    time: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.lhs)
@@ -40,14 +43,16 @@ def relation_dtype(num_relations: int) -> np.dtype[Any]:
 
 
 def write(path: Path, edges: Edges, num_relations: int) -> None:
-    """Raises nothing of its own; the caller vouches that offsets and relations are in range."""
+    """The caller vouches that offsets and relations are in range, and makes the file durable."""
     columns: dict[str, Any] = {"lhs": edges.lhs, "rhs": edges.rhs}
     if num_relations > 1:
         columns["rel"] = edges.rel.astype(relation_dtype(num_relations), copy=False)
     if edges.weight is not None:
         columns["weight"] = edges.weight
+    if edges.time is not None:
+        columns["time"] = edges.time
     batch = pa.record_batch({name: pa.array(values) for name, values in columns.items()})
-    with replacing(path) as file, pa.ipc.new_file(file, batch.schema) as writer:
+    with path.open("wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)
 
 
@@ -63,4 +68,28 @@ def read(path: Path) -> Edges:
         rel=columns.get("rel", np.broadcast_to(np.uint8(0), len(columns["lhs"]))),
         rhs=columns["rhs"],
         weight=columns.get("weight"),
+        time=columns.get("time"),
+    )
+
+
+def joined(parts: Sequence[Edges]) -> Edges:
+    """Edges of several import batches, end to end; edges without a weight weigh 1."""
+    if len(parts) == 1:
+        return parts[0]
+    weights, times = [part.weight for part in parts], [part.time for part in parts]
+    return Edges(
+        np.concatenate([part.lhs for part in parts]),
+        np.concatenate([part.rel for part in parts]),
+        np.concatenate([part.rhs for part in parts]),
+        np.concatenate(
+            [
+                np.ones(len(part), np.float32) if part.weight is None else part.weight
+                for part in parts
+            ]
+        )
+        if any(weight is not None for weight in weights)
+        else None,
+        np.concatenate([time for time in times if time is not None])
+        if all(time is not None for time in times)
+        else None,
     )

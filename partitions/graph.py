@@ -33,14 +33,28 @@ class GraphManifest:
     entity_types: Sequence[EntityType]
     relations: Sequence[RelationType]
     num_rows: Mapping[Slot, int]
-    key_files: Mapping[Slot, FileEntry]
-    attribute_files: Mapping[Slot, FileEntry]
+    # One file per import batch that had something for the place, in the order of batches.
+    key_files: Mapping[Slot, Sequence[FileEntry]]
+    attribute_files: Mapping[Slot, Sequence[FileEntry]]
     num_edges: Mapping[tuple[str, Bucket], int]
     relation_edges: Mapping[str, Sequence[int]]  # split -> edges of each relation
-    edge_files: Mapping[tuple[str, Bucket], FileEntry]
-    sources: Sequence[Mapping[str, Any]] = field(default_factory=list)
-    skipped_rows: int = 0
+    edge_files: Mapping[tuple[str, Bucket], Sequence[FileEntry]]
+    batches: Sequence[Mapping[str, Any]] = field(default_factory=list)  # sources and counts of each
+    ancestors: Sequence[str] = field(default_factory=list)  # digests of the graphs it grew from
     config: Mapping[str, Any] = field(default_factory=dict)  # the [graph] table it was made from
+
+    @property
+    def sources(self) -> list[Mapping[str, Any]]:
+        return [source for batch in self.batches for source in batch["sources"]]
+
+    @property
+    def skipped_rows(self) -> int:
+        return sum(batch["skipped_rows"] for batch in self.batches)
+
+    def paths(self) -> set[str]:
+        """Every file that belongs to the graph."""
+        groups = [*self.key_files.values(), *self.attribute_files.values()]
+        return {file.path for files in [*groups, *self.edge_files.values()] for file in files}
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -51,10 +65,8 @@ class GraphManifest:
                     "partitions": [
                         {
                             "rows": self.num_rows[slot],
-                            "keys": self.key_files[slot].as_json(),
-                            "attributes": self.attribute_files[slot].as_json()
-                            if slot in self.attribute_files
-                            else None,
+                            "keys": _as_json(self.key_files[slot]),
+                            "attributes": _as_json(self.attribute_files.get(slot, [])),
                         }
                         for slot in slots_of(entity_type)
                     ],
@@ -76,12 +88,12 @@ class GraphManifest:
                     "lhs": bucket.lhs,
                     "rhs": bucket.rhs,
                     "edges": self.num_edges[split, bucket],
-                    "file": entry.as_json(),
+                    "files": _as_json(files),
                 }
-                for (split, bucket), entry in self.edge_files.items()
+                for (split, bucket), files in self.edge_files.items()
             ],
-            "sources": list(self.sources),
-            "skipped_rows": self.skipped_rows,
+            "batches": list(self.batches),
+            "ancestors": list(self.ancestors),
             "config": dict(self.config),
         }
 
@@ -98,9 +110,9 @@ class GraphManifest:
             entity_types=types,
             relations=[RelationType(r["name"], r["lhs"], r["rhs"]) for r in value["relations"]],
             num_rows={slot: part["rows"] for slot, part in slots.items()},
-            key_files={slot: FileEntry(**part["keys"]) for slot, part in slots.items()},
+            key_files={slot: _from_json(part["keys"]) for slot, part in slots.items()},
             attribute_files={
-                slot: FileEntry(**part["attributes"])
+                slot: _from_json(part["attributes"])
                 for slot, part in slots.items()
                 if part["attributes"]
             },
@@ -108,11 +120,19 @@ class GraphManifest:
             relation_edges={
                 split: [r["edges"].get(split, 0) for r in value["relations"]] for split in SPLITS
             },
-            edge_files={at: FileEntry(**bucket["file"]) for at, bucket in buckets.items()},
-            sources=value["sources"],
-            skipped_rows=value["skipped_rows"],
+            edge_files={at: _from_json(bucket["files"]) for at, bucket in buckets.items()},
+            batches=value["batches"],
+            ancestors=value["ancestors"],
             config=value["config"],
         )
+
+
+def _as_json(files: Sequence[FileEntry]) -> list[dict[str, Any]]:
+    return [file.as_json() for file in files]
+
+
+def _from_json(files: Sequence[Mapping[str, Any]]) -> list[FileEntry]:
+    return [FileEntry(**file) for file in files]
 
 
 def slots_of(entity_type: EntityType) -> list[Slot]:
@@ -161,7 +181,8 @@ class Graph:
         return sum(count for (at, _), count in counts.items() if at == split)
 
     def edges(self, split: str, bucket: Bucket) -> Edges:
-        return edge_files.read(self._whole(self.manifest.edge_files[split, bucket]))
+        files = self.manifest.edge_files[split, bucket]
+        return edge_files.joined([edge_files.read(self._whole(file)) for file in files])
 
     def slots(self) -> list[Slot]:
         return [
@@ -194,7 +215,8 @@ class Graph:
         return list(dict.fromkeys(slots))
 
     def keys(self, slot: Slot) -> pa.Array:
-        return dictionary.read(self._whole(self.manifest.key_files[slot]))
+        parts = [dictionary.read(self._whole(file)) for file in self.manifest.key_files[slot]]
+        return parts[0] if len(parts) == 1 else pa.concat_arrays(parts)
 
     def all_keys(self, entity_type: str) -> pa.Array:
         """large_string [entities], in the order of ids."""
@@ -208,9 +230,9 @@ class Graph:
             return None
         tables = []
         for slot in slots:
-            path = self._whole(self.manifest.attribute_files[slot])
-            with pa.memory_map(str(path)) as file:
-                tables.append(pa.ipc.open_file(file).read_all())
+            for entry in self.manifest.attribute_files[slot]:
+                with pa.memory_map(str(self._whole(entry))) as file:
+                    tables.append(pa.ipc.open_file(file).read_all())
         return pa.concat_tables(tables)
 
     def _whole(self, entry: FileEntry) -> Path:

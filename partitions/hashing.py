@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: the step of splitmix64
 
-_FNV_OFFSET = np.uint64(0xCBF29CE484222325)
-_FNV_PRIME = np.uint64(0x100000001B3)
+FNV_OFFSET = np.uint64(0xCBF29CE484222325)
+FNV_PRIME = np.uint64(0x100000001B3)
 
 
 @numba.njit("uint64(uint64)", cache=True, inline="always")
@@ -27,9 +27,9 @@ def mix(x):  # type: ignore[no-untyped-def]
 @numba.njit(nogil=True, cache=True)
 def _hash_slices(data, offsets, out):  # type: ignore[no-untyped-def]
     for row in range(out.size):
-        h = _FNV_OFFSET
+        h = FNV_OFFSET
         for at in range(offsets[row], offsets[row + 1]):
-            h = (h ^ np.uint64(data[at])) * _FNV_PRIME
+            h = (h ^ np.uint64(data[at])) * FNV_PRIME
         out[row] = mix(h)
 
 

@@ -1,56 +1,105 @@
-"""Raw files -> a graph directory, in one pass over the input and one over the spooled edges.
+"""Raw files -> a graph directory: one pass over the input, one over the spooled edges.
 
 Pass 1 reads batches, gives each new key the next offset of its partition, and appends each edge to
-a raw spool file of its (split, bucket). Pass 2 turns one spool at a time into a bucket file, now
-that the number of relations and so the width of `rel` is known. Memory: the dictionaries, one batch
-and one bucket. The whole graph is built beside its final place and renamed there at the end.
+the spool file of its (split, bucket). Pass 2 (graph_writer.py) turns one spool file after another
+into a bucket file, now that the number of relations and so the width of `rel` is known. Memory: the
+dictionaries, some batches and some buckets, whatever the number of edges.
+
+The work lies in GRAPH.importing until it is whole. A journal there says, every few seconds, how far
+the spool and the dictionaries are good: a killed import goes on from it.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+import os
+import queue
+import shutil
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from time import monotonic
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from partitions import dictionary, durable, edges, readers
-from partitions.config import AttributesConfig, GraphConfig, InputConfig, RelationConfig
-from partitions.dictionary import Dictionary
-from partitions.edges import Edges
-from partitions.errors import DataError, did_you_mean
-from partitions.graph import MANIFEST, Graph, GraphManifest, slots_of
+from partitions import durable, readers
+from partitions.config import GraphConfig, InputConfig, RelationConfig
+from partitions.dictionary import Dictionary, Workers
+from partitions.errors import BusyError, DataError, InputError, did_you_mean
+from partitions.graph import MANIFEST, Graph
+from partitions.graph_writer import GraphWriter
 from partitions.hashing import hash_edges, hash_keys
-from partitions.schema import SPLITS, Bucket, EntityType, RelationType, Slot
+from partitions.imported import Imported
+from partitions.journal import Journal, JournalEntry
+from partitions.schema import SPLITS, EntityType
+from partitions.spool import Spool
 
 Progress = Callable[[str, int], None]  # (file, rows read from it since the last call)
+T = TypeVar("T")
 
-_SPOOL_ROWS = 1 << 21  # rows held before they are appended to the spool files: 34 MB
-_SPOOL = np.dtype([("lhs", "<u4"), ("rhs", "<u4"), ("rel", "<u4"), ("weight", "<f4")])
+_JOURNAL_S = 10.0  # how much work a kill may cost
 
 
 @dataclass(frozen=True)
 class ImportReport:
     """What an import did, for people to read."""
 
-    num_edges: dict[str, int]
-    num_entities: dict[str, int]
+    num_edges: dict[str, int]  # by split; of this import
+    num_entities: dict[str, int]  # of the whole graph
     skipped_rows: int
+    dropped_edges: int  # by the policies on duplicates and self-loops
+    untrained_entities: dict[str, int]  # without a training edge
     unmatched_attributes: dict[str, int] = field(default_factory=dict)
+    resumed: bool = False
 
 
 def import_graph(
-    config: GraphConfig, path: Path, progress: Progress = lambda name, rows: None
+    config: GraphConfig,
+    path: Path,
+    progress: Progress = lambda name, rows: None,
+    *,
+    append: bool = False,
 ) -> ImportReport:
     """Build the graph directory `path`, replacing one that is there only once all went well.
 
-    Raises DataError for bad input; then `path` is as it was before.
+    append: add what the config's inputs hold beyond the files that the graph was made from; old
+    (partition, offset) pairs stay. Raises DataError for bad input; then `path` is as it was.
     """
-    with durable.replacing_folder(path) as folder:
-        return _Importer(config, folder, progress).run()
+    work = path.with_name(path.name + ".importing")
+    with ExitStack() as stack:
+        stack.push(partial(_clear, work))
+        stack.enter_context(durable.only_writer(work, "importing into"))
+        base = Graph(path) if append else None
+        num_threads = config.threads or os.cpu_count() or 1
+        pool = stack.enter_context(ThreadPoolExecutor(num_threads, "import"))
+        reading = _Reading(config, work, Workers(pool, num_threads), base, progress)
+        imported = reading.run()
+        writer = GraphWriter(config, imported, reading.workers, base)
+        if base is not None:
+            report = writer.append(path)
+        else:
+            with durable.replacing_folder(path) as folder:
+                report = writer.write(folder)
+    return ImportReport(
+        num_edges=report.num_edges,
+        num_entities={name: len(keys) for name, keys in imported.dictionaries.items()},
+        skipped_rows=report.skipped_rows,
+        dropped_edges=report.dropped_edges,
+        untrained_entities=report.untrained_entities,
+        unmatched_attributes=report.unmatched_attributes,
+        resumed=reading.resumed,
+    )
+
+
+def _clear(work: Path, kind: type[BaseException] | None, *_: object) -> None:
+    """Keep what a later import can go on from: what a kill or a full disk broke off, not bad input."""
+    broken_off = kind is not None and not issubclass(kind, InputError)
+    if not (broken_off and Journal.exists(work)) and kind is not BusyError:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def is_current(config: GraphConfig, path: Path) -> bool:
@@ -62,14 +111,14 @@ def is_current(config: GraphConfig, path: Path) -> bool:
     if manifest.config != config.model_dump(mode="json"):
         return False
     try:  # a glob may match other files by now
-        files = [str(file) for source in _sources(config) for file in source]
+        files = {str(file) for source in _sources(config) for file in source}
     except DataError:
         return False
-    return files == [source["path"] for source in manifest.sources] and all(
-        (file := Path(source["path"])).is_file()
-        and file.stat().st_size == source["bytes"]
-        and durable.sha256_of(file) == source["sha256"]
-        for source in manifest.sources
+    known = {source["path"]: source for source in manifest.sources}
+    return files == set(known) and all(
+        Path(path).stat().st_size == source["bytes"]
+        and durable.sha256_of(Path(path)) == source["sha256"]
+        for path, source in known.items()
     )
 
 
@@ -82,58 +131,111 @@ def _sources(config: GraphConfig) -> Iterator[list[Path]]:
             yield readers.expand(config.data, entity.attributes)
 
 
-class _Importer:
-    def __init__(self, config: GraphConfig, folder: Path, progress: Progress) -> None:
-        self.config, self.folder, self.progress = config, folder, progress
+class _Reading:
+    """Pass 1. Its state after any batch is what a journal entry holds."""
+
+    def __init__(
+        self,
+        config: GraphConfig,
+        work: Path,
+        workers: Workers,
+        base: Graph | None,
+        progress: Progress,
+    ) -> None:
+        self.config, self.workers, self.base, self.progress = config, workers, base, progress
         self.types = {
             name: EntityType(name, entity.partitions) for name, entity in config.entities.items()
         }
         self.dictionaries = {t.name: Dictionary(t.num_partitions) for t in self.types.values()}
-        self.relation_ids: dict[str, int] = {}  # in the order of first sight; sorted in pass 2
+        self.relations: list[str] = []  # in the order of first sight
+        self._relation_hashes: list[np.uint64] = []
+        if base is not None:
+            self._begin_from(base)
         for name in config.relations:
-            if name != "*":
-                self.relation_ids[name] = len(self.relation_ids)
-        self.has_weights = any("weight" in s.resolved_columns for s in config.inputs)
+            if name != "*" and name not in self.relations:
+                self._add_relation(name)
+        columns = {name for source in config.inputs for name in source.resolved_columns}
+        optional = [name for name in ("weight",) if name in columns]
+        optional += ["time"] if "timestamp" in columns else []
+        optional += ["number"] if config.holdout.last else []
+        parts = max(t.num_partitions for t in self.types.values())
+        self.spool = Spool(work / "spool", parts, optional)
         self.sources: list[dict[str, Any]] = []
-        self.skipped = 0
-        self.spool = _Spool(folder / "spool")
+        self.skipped = self.num_read = 0
+        self.journal = Journal(work)
+        identity = {
+            "config": config.model_dump(mode="json", exclude={"threads"}),
+            "base": base.digest if base else None,
+        }
+        self._resume_at = self.journal.open(identity, self._restore)
 
-    def run(self) -> ImportReport:
-        for source in self.config.inputs:
-            for file in readers.expand(self.config.data, source):
-                self._read_edges(file, source)
-        self._check_sizes()
+    @property
+    def resumed(self) -> bool:
+        return self._resume_at is not None
+
+    def _begin_from(self, base: Graph) -> None:
+        for name, dictionary in self.dictionaries.items():
+            known = base.entity_types.get(name)
+            if known and known.num_partitions != dictionary.num_partitions:
+                raise DataError(
+                    f"{base.path} has {known.num_partitions} partitions of {name}, the config "
+                    f"{dictionary.num_partitions}: they can't change. Set "
+                    f"graph.entities.{name}.partitions back, or import anew with --replace."
+                )
+            if known:
+                dictionary.encode(base.all_keys(name), self.workers)
+        for relation in base.relations:
+            self._add_relation(relation.name)
+
+    def run(self) -> Imported:
+        files = [
+            (source, file)
+            for source in self.config.inputs
+            for file in readers.expand(self.config.data, source)
+        ]
+        if self.base is not None:
+            files = _new_files(files, self.base)
+        files_done, batches_done = self._resume_at or (0, 0)
+        last_entry = monotonic()
+        for at, (source, file) in enumerate(files[files_done:], start=files_done):
+            skip = batches_done if at == files_done else 0
+            rows, skipped_before = 0, self.skipped
+            for number, batch in enumerate(_ahead(self._batches(file, source)), start=1):
+                rows += len(batch)
+                if number > skip:
+                    self._add(batch, source)
+                self.progress(file.name, len(batch))
+                if self.spool.is_full:
+                    self.spool.flush()
+                    if monotonic() - last_entry > _JOURNAL_S:
+                        self._note(at, number, skipped_before)
+                        last_entry = monotonic()
+            self._note_source(file, rows)
         self.spool.flush()
-        manifest = self._write()
-        durable.write_json(self.folder / MANIFEST, manifest.as_json())
-        counts = {split: sum(manifest.relation_edges[split]) for split in SPLITS}
-        return ImportReport(
-            counts,
-            {name: len(keys) for name, keys in self.dictionaries.items()},
+        self._note(len(files), 0, self.skipped)
+        return Imported(
+            self.types,
+            self.dictionaries,
+            self.relations,
+            self._relation_config,
+            self.spool,
+            self.sources,
             self.skipped,
-            self.unmatched,
         )
 
-    def _skip(self, count: int) -> None:
-        self.skipped += count
-
-    # --- pass 1 ---
-
-    def _read_edges(self, file: Path, source: InputConfig) -> None:
-        rows = 0
-        batches = readers.read(
+    def _batches(self, file: Path, source: InputConfig) -> Iterator[pa.RecordBatch]:
+        return readers.read(
             file,
             source,
             source.resolved_columns,
             skip_bad=self.config.skip_bad,
             on_skipped=self._skip,
             floats=("weight",),
+            times=("timestamp",),
         )
-        for batch in batches:
-            rows += len(batch)
-            self._add(batch, source)
-            self.progress(file.name, len(batch))
-        self._note_source(file, rows)
+
+    def _skip(self, count: int) -> None:
+        self.skipped += count
 
     def _note_source(self, file: Path, rows: int) -> None:
         self.sources.append(
@@ -145,27 +247,38 @@ class _Importer:
             }
         )
 
-    def _add(self, batch: pa.RecordBatch, source: InputConfig) -> None:
-        if source.relation is not None:
-            self._add_relation(batch, source.relation, source)
-            return
-        for name in pc.unique(batch.column("rel")).to_pylist():
-            chosen = batch.filter(pc.equal(batch.column("rel"), name))
-            self._add_relation(chosen, name, source)
+    # --- one batch ---
 
-    def _add_relation(self, batch: pa.RecordBatch, name: str, source: InputConfig) -> None:
-        relation = self._relation_config(name)
-        rel = self.relation_ids.setdefault(name, len(self.relation_ids))
-        lhs_part, lhs = self.dictionaries[relation.lhs].encode(batch.column("lhs"))
-        rhs_part, rhs = self.dictionaries[relation.rhs].encode(batch.column("rhs"))
-        if self.types[relation.lhs].num_partitions == 1:
-            lhs_part = rhs_part
-        elif self.types[relation.rhs].num_partitions == 1:
-            rhs_part = lhs_part
-        rows = np.empty(len(batch), _SPOOL)
-        rows["lhs"], rows["rhs"], rows["rel"] = lhs, rhs, rel
-        rows["weight"] = batch.column("weight").to_numpy() if "weight" in batch.schema.names else 1
-        self.spool.add(rows, self._split(batch, name, source), lhs_part, rhs_part)
+    def _add(self, batch: pa.RecordBatch, source: InputConfig) -> None:
+        rel = self._relations_of(batch, source)
+        configs = [self._relation_config(name) for name in self.relations]
+        kinds = list(dict.fromkeys((c.lhs, c.rhs) for c in configs))
+        kind_of_rel = np.array([kinds.index((c.lhs, c.rhs)) for c in configs])
+        present = np.unique(kind_of_rel[rel]) if len(rel) else np.empty(0, np.int64)
+        for kind in present.tolist():
+            if len(present) == 1:
+                self._add_kind(batch, rel, kinds[kind], source)
+            else:
+                rows = np.flatnonzero(kind_of_rel[rel] == kind)
+                self._add_kind(batch.take(pa.array(rows)), rel[rows], kinds[kind], source)
+        self.num_read += len(batch)
+
+    def _relations_of(self, batch: pa.RecordBatch, source: InputConfig) -> NDArray[np.uint32]:
+        if source.relation is not None:
+            return np.full(len(batch), self._relation_id(source.relation), np.uint32)
+        coded = batch.column("rel").dictionary_encode()
+        ids = [self._relation_id(name) for name in coded.dictionary.to_pylist()]
+        return np.array(ids, np.uint32)[coded.indices.to_numpy()]
+
+    def _relation_id(self, name: str) -> int:
+        if name not in self.relations:
+            self._relation_config(name)
+            self._add_relation(name)
+        return self.relations.index(name)
+
+    def _add_relation(self, name: str) -> None:
+        self.relations.append(name)
+        self._relation_hashes.append(hash_keys(pa.array([name]))[0])
 
     def _relation_config(self, name: str) -> RelationConfig:
         found = self.config.relations.get(name) or self.config.relations.get("*")
@@ -176,195 +289,139 @@ class _Importer:
             )
         return found
 
-    def _split(self, batch: pa.RecordBatch, name: str, source: InputConfig) -> NDArray[np.int8]:
-        """int8 [rows] places in SPLITS."""
+    def _add_kind(
+        self,
+        batch: pa.RecordBatch,
+        rel: NDArray[np.uint32],
+        kind: tuple[str, str],
+        source: InputConfig,
+    ) -> None:
+        """Edges whose relations share their entity types, (lhs, rhs)."""
+        lhs, lhs_hash = self.dictionaries[kind[0]].encode(batch.column("lhs"), self.workers)
+        rhs, rhs_hash = self.dictionaries[kind[1]].encode(batch.column("rhs"), self.workers)
+        rows = np.empty(len(batch), self.spool.dtype)
+        rows["rel"] = rel
+        names = batch.schema.names
+        if "weight" in self.spool.optional:
+            rows["weight"] = batch.column("weight").to_numpy() if "weight" in names else 1
+        if "time" in self.spool.optional:
+            rows["time"] = batch.column("timestamp").to_numpy()
+        if "number" in self.spool.optional:
+            rows["number"] = self.num_read + np.arange(len(batch))
+        split = self._split(rel, lhs_hash, rhs_hash, rows, source)
+        lhs_binds, rhs_binds = (self.types[name].num_partitions > 1 for name in kind)
+        self.spool.add(rows, lhs, rhs, split, lhs_binds, rhs_binds)
+
+    def _split(
+        self,
+        rel: NDArray[np.uint32],
+        lhs_hash: NDArray[np.uint64],
+        rhs_hash: NDArray[np.uint64],
+        rows: NDArray[Any],
+        source: InputConfig,
+    ) -> NDArray[np.int8]:
+        """int8 [rows] places in SPLITS; leave-last-out is decided in pass 2."""
         if source.split is not None:
-            return np.full(len(batch), SPLITS.index(source.split), np.int8)
-        holdout = self.config.holdout
-        split = np.zeros(len(batch), np.int8)
-        chosen = holdout.relations is None or name in holdout.relations
-        if holdout.valid + holdout.test == 0 or not chosen:
-            return split
-        drawn = hash_edges(
-            holdout.seed,
-            hash_keys(batch.column("lhs")),
-            np.broadcast_to(hash_keys(pa.array([name])), len(batch)),
-            hash_keys(batch.column("rhs")),
-        )
-        share = (drawn >> np.uint64(11)).astype(np.float64) / (1 << 53)
-        split[share < holdout.valid + holdout.test] = SPLITS.index("test")
-        split[share < holdout.valid] = SPLITS.index("valid")
+            return np.full(len(rel), SPLITS.index(source.split), np.int8)
+        holdout, split = self.config.holdout, np.zeros(len(rel), np.int8)
+        valid, test = SPLITS.index("valid"), SPLITS.index("test")
+        if holdout.valid + holdout.test > 0:
+            names = np.array(self._relation_hashes, np.uint64)[rel]
+            drawn = hash_edges(holdout.seed, lhs_hash, names, rhs_hash)
+            share = (drawn >> np.uint64(11)).astype(np.float64) / (1 << 53)
+            split[share < holdout.valid + holdout.test] = test
+            split[share < holdout.valid] = valid
+        elif holdout.needs_time and not holdout.last:
+            split[rows["time"] > holdout.cuts[0]] = valid
+            split[rows["time"] > holdout.cuts[1]] = test
+        if holdout.relations is not None:
+            chosen = [at for at, name in enumerate(self.relations) if name in holdout.relations]
+            split[~np.isin(rel, chosen)] = 0
         return split
 
-    def _check_sizes(self) -> None:
-        for name, keys in self.dictionaries.items():
-            parts = self.types[name].num_partitions
-            if not len(keys):
-                raise DataError(
-                    f"The inputs hold no edge with an entity of type {name}. Mend graph.inputs, or "
-                    f"remove [graph.entities.{name}] and the relations that name it."
-                )
-            if len(keys) < parts:
-                raise DataError(
-                    f"[graph.entities.{name}] asks for {parts} partitions of {len(keys)} entities: "
-                    "each needs at least one. Lower graph.entities."
-                    f"{name}.partitions (1 suits everything that fits in memory)."
-                )
+    # --- the journal ---
 
-    # --- pass 2 ---
-
-    def _write(self) -> GraphManifest:
-        names = self._sorted_relations()
-        new_id = np.empty(max(len(names), 1), np.uint32)
-        for at, name in enumerate(names):
-            new_id[self.relation_ids[name]] = at
-        key_files, num_rows, attribute_files = self._write_entities()
-        num_edges, edge_files = {}, {}
-        per_relation = {split: np.zeros(len(names), np.int64) for split in SPLITS}
-        for split, bucket in self.spool.files():
-            rows = self.spool.read(split, bucket)
-            rel = new_id[rows["rel"]]
-            per_relation[split] += np.bincount(rel, minlength=len(names))
-            weight = rows["weight"].copy() if self.has_weights else None
-            path = self.folder / "edges" / split / f"{bucket.lhs:03}-{bucket.rhs:03}.arrow"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            edges.write(
-                path, Edges(rows["lhs"].copy(), rel, rows["rhs"].copy(), weight), len(names)
-            )
-            num_edges[split, bucket] = len(rows)
-            edge_files[split, bucket] = durable.entry_of(self.folder, path)
-        self.spool.remove()
-        return GraphManifest(
-            entity_types=list(self.types.values()),
-            relations=[RelationType(n, (r := self._relation_config(n)).lhs, r.rhs) for n in names],
-            num_rows=num_rows,
-            key_files=key_files,
-            attribute_files=attribute_files,
-            num_edges=num_edges,
-            relation_edges={split: counts.tolist() for split, counts in per_relation.items()},
-            edge_files=edge_files,
-            sources=self.sources,
-            skipped_rows=self.skipped,
-            config=self.config.model_dump(mode="json"),
+    def _note(self, files_done: int, batches_done: int, skipped: int) -> None:
+        """skipped: rows left out before the file that is being read; that one is read again."""
+        self.spool.sync()
+        self.journal.write(
+            JournalEntry(
+                files_done=files_done,
+                batches_done=batches_done,
+                spool_rows=dict(self.spool.num_rows),
+                relations=self.relations,
+                sources=self.sources,
+                skipped=skipped,
+                num_read=self.num_read,
+            ),
+            self.dictionaries,
         )
 
-    def _sorted_relations(self) -> list[str]:
-        """Declared relations first, as declared; then those found in the data, by name."""
-        declared = [name for name in self.config.relations if name != "*"]
-        return declared + sorted(set(self.relation_ids) - set(declared))
+    def _restore(self, entry: JournalEntry, keys: Iterable[tuple[str, pa.Array]]) -> None:
+        for name, texts in keys:
+            self.dictionaries[name].encode(texts, self.workers)
+        for name in entry.relations:
+            if name not in self.relations:
+                self._add_relation(name)
+        self.spool.restore(entry.spool_rows)
+        self.sources, self.skipped = list(entry.sources), entry.skipped
+        self.num_read = entry.num_read
 
-    def _write_entities(
-        self,
-    ) -> tuple[dict[Slot, durable.FileEntry], dict[Slot, int], dict[Slot, durable.FileEntry]]:
-        key_files, num_rows, attribute_files = {}, {}, {}
-        self.unmatched: dict[str, int] = {}
-        for entity_type in self.types.values():
-            folder = self.folder / "entities" / entity_type.name
-            folder.mkdir(parents=True)
-            tables = self._attributes(entity_type.name)
-            for slot in slots_of(entity_type):
-                keys = self.dictionaries[entity_type.name].keys(slot.partition)
-                path = folder / f"keys-{slot.partition:03}.arrow"
-                dictionary.write(path, keys)
-                key_files[slot] = durable.entry_of(self.folder, path)
-                num_rows[slot] = len(keys)
-                if tables is not None:
-                    path = folder / f"attributes-{slot.partition:03}.arrow"
-                    table = tables[slot.partition]
-                    with (
-                        durable.replacing(path) as file,
-                        pa.ipc.new_file(file, table.schema) as writer,
-                    ):
-                        writer.write_table(table)
-                    attribute_files[slot] = durable.entry_of(self.folder, path)
-        return key_files, num_rows, attribute_files
 
-    def _attributes(self, entity_type: str) -> list[pa.Table] | None:
-        """One table a partition, rows by offset; keys that no edge has are counted, not kept."""
-        config: AttributesConfig | None = self.config.entities[entity_type].attributes
-        if config is None:
-            return None
-        keys = self.dictionaries[entity_type]
-        names = [name for name in config.columns if name != "key"]
-        cells = [{name: [""] * rows for name in names} for rows in keys.num_rows]
-        unmatched = 0
-        for file in readers.expand(self.config.data, config):
-            rows = 0
-            batches = readers.read(
-                file,
-                config,
-                config.columns,
-                skip_bad=self.config.skip_bad,
-                on_skipped=self._skip,
-                optional=tuple(names),
+def _new_files(
+    files: list[tuple[InputConfig, Path]], base: Graph
+) -> list[tuple[InputConfig, Path]]:
+    """Those that the graph was not made from yet; one that changed since is an error."""
+    known = {source["path"]: source for source in base.manifest.sources}
+    for _, file in files:
+        source = known.get(str(file))
+        if source and file.stat().st_size != source["bytes"]:
+            raise DataError(
+                f"{file} has changed since it was imported. Append what is new as a file of its "
+                "own, or import anew with --replace."
             )
-            for batch in batches:
-                rows += len(batch)
-                columns = {name: batch.column(name).to_pylist() for name in names}
-                for row, key in enumerate(batch.column("key").to_pylist()):
-                    if (place := keys.find(key)) is None:
-                        unmatched += 1
-                        continue
-                    for name in names:
-                        cells[place[0]][name][place[1]] = columns[name][row]
-            self._note_source(file, rows)
-        self.unmatched[entity_type] = unmatched
-        schema = pa.schema([(name, pa.large_string()) for name in names])
-        return [pa.table(columns, schema=schema) for columns in cells]
+    new = [(source, file) for source, file in files if str(file) not in known]
+    if not new:
+        raise DataError(
+            f"{base.path} was made from all {len(files)} input files already: there is nothing to "
+            "append. Name a new file under [[graph.inputs]], or let a glob match one."
+        )
+    return new
 
 
-class _Spool:
-    """Raw rows of every (split, bucket), appended file by file."""
+def _ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, made by a thread that is up to `depth` items ahead."""
+    ready: queue.Queue[Any] = queue.Queue(depth)
+    stop = threading.Event()
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        folder.mkdir()
-        self._held: dict[tuple[int, int, int], list[NDArray[Any]]] = {}
-        self._num_held = 0
-        self.num_rows: Counter[tuple[int, int, int]] = Counter()
+    def put(item: Any) -> bool:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                continue
+        return False
 
-    def add(
-        self,
-        rows: NDArray[Any],
-        split: NDArray[np.int8],
-        lhs_part: NDArray[np.uint32],
-        rhs_part: NDArray[np.uint32],
-    ) -> None:
-        if not len(rows):
-            return
-        place = np.stack([split.astype(np.int64), lhs_part.astype(np.int64), rhs_part], axis=1)
-        span = place.max(axis=0) + 1
-        code = np.ravel_multi_index(tuple(place.T), tuple(span))
-        order = np.argsort(code, kind="stable")
-        ends = np.flatnonzero(np.diff(code[order], append=-1)) + 1
-        start = 0
-        for end in ends.tolist():
-            chosen = order[start:end]
-            at = tuple(int(x) for x in place[chosen[0]])
-            self._held.setdefault(at, []).append(rows[chosen])  # type: ignore[arg-type]
-            start = end
-        self._num_held += len(rows)
-        if self._num_held >= _SPOOL_ROWS:
-            self.flush()
+    def make() -> None:
+        try:
+            for item in items:
+                if not put((item, None)):
+                    return
+            put((None, None))
+        except BaseException as error:  # raised where the items are wanted
+            put((None, error))
 
-    def flush(self) -> None:
-        for at, pieces in self._held.items():
-            with self._path(at).open("ab") as file:
-                for piece in pieces:
-                    file.write(piece.view(np.uint8).data)  # tofile would hide why a disk refuses
-                    self.num_rows[at] += len(piece)
-        self._held, self._num_held = {}, 0
-
-    def files(self) -> list[tuple[str, Bucket]]:
-        return [(SPLITS[split], Bucket(i, j)) for split, i, j in sorted(self.num_rows)]
-
-    def read(self, split: str, bucket: Bucket) -> NDArray[Any]:
-        return np.fromfile(self._path((SPLITS.index(split), *bucket)), _SPOOL)
-
-    def remove(self) -> None:
-        for at in self.num_rows:
-            self._path(at).unlink()
-        self.folder.rmdir()
-
-    def _path(self, at: tuple[int, int, int]) -> Path:
-        return self.folder / "-".join(map(str, at))
+    thread = threading.Thread(target=make, name="read ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stop.set()
+        thread.join()

@@ -7,12 +7,14 @@ file is read once more, line by line, only to name the line: the fast path stays
 import csv
 import gzip
 import io
+import math
 import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
 
@@ -56,9 +58,11 @@ def read(
     skip_bad: bool = False,
     on_skipped: Callable[[int], None] = lambda count: None,
     floats: tuple[str, ...] = (),
+    times: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
 ) -> Iterator[pa.RecordBatch]:
-    """Batches with exactly the columns `columns` names, as strings (`floats` as float32).
+    """Batches with exactly the columns `columns` names, as strings (`floats` as float32, `times` as
+    int64 seconds since 1970 UTC).
 
     Only columns named in `optional` may be empty.
 
@@ -69,7 +73,9 @@ def read(
     reader = _FORMATS[source.format or _format_of(path, source)]
     try:
         for batch in reader(path, source, columns, skip_bad, on_skipped):
-            yield _checked(batch, path, source, columns, skip_bad, on_skipped, floats, optional)
+            yield _checked(
+                batch, path, source, columns, skip_bad, on_skipped, floats, times, optional
+            )
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError, zipfile.BadZipFile) as error:
         raise _broken(path, error) from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -387,18 +393,22 @@ def _checked(
     skip_bad: bool,
     on_skipped: Callable[[int], None],
     floats: tuple[str, ...],
+    times: tuple[str, ...],
     optional: tuple[str, ...],
 ) -> pa.RecordBatch:
-    """The batch as non-empty strings and finite floats, bad rows refused or left out."""
+    """The batch as non-empty strings, finite floats and times, bad rows refused or left out."""
     arrays, good = {}, None
     for name in batch.schema.names:
         column = batch.column(name)
         if name in floats:
             values = _as_floats(column)
             fine = pc.fill_null(pc.is_finite(values), False)
+        elif name in times:
+            values = _as_seconds(column)
+            fine = pc.is_valid(values)
         else:
             values = _as_strings(column, path, columns[name])
-            fine = pc.fill_null(pc.not_equal(values, ""), False)
+            fine = pc.fill_null(pc.not_equal(pc.binary_length(values), 0), False)
         if name not in optional:
             good = fine if good is None else pc.and_(good, fine)
         else:
@@ -409,7 +419,7 @@ def _checked(
     if not num_bad:
         return checked
     if not skip_bad:
-        raise _bad_value(path, source, columns, floats, optional)
+        raise _bad_value(path, source, columns, floats, times, optional)
     on_skipped(num_bad)
     return checked.filter(good)
 
@@ -419,6 +429,33 @@ def _as_floats(column: pa.Array) -> pa.Array:
         number = pc.match_substring_regex(column, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
         column = pc.if_else(number, pc.utf8_trim_whitespace(column), None)
     return column.cast(pa.float32(), safe=False)
+
+
+def _as_seconds(column: pa.Array) -> pa.Array:
+    """int64 seconds since 1970 UTC of whole numbers (seconds already), timestamps, dates, or text
+    that holds whole numbers or ISO 8601; null for anything else."""
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        text = pc.utf8_trim_whitespace(column)
+        number = pc.match_substring_regex(text, r"^[-+]?\d{1,18}$")
+        if pc.all(pc.fill_null(number, False)).as_py():
+            return text.cast(pa.int64())
+        moments = [_moment(value) for value in text.to_pylist()]
+        return pa.array(moments, pa.int64())
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        return column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.int64())
+    raise pa.ArrowInvalid(f"a time is of type {column.type}, expected seconds or a timestamp")
+
+
+def _moment(text: str | None) -> int | None:
+    try:
+        if text is None or text.lstrip("+-").isdigit():
+            return None if text is None else int(text)
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return math.floor((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 def _as_strings(column: pa.Array, path: Path, name: Column) -> pa.Array:
@@ -437,6 +474,7 @@ def _bad_value(
     source: SourceConfig,
     columns: dict[str, Column],
     floats: tuple[str, ...],
+    times: tuple[str, ...],
     optional: tuple[str, ...],
 ) -> DataError:
     """The sentence about the first empty key or unreadable number, found by reading again."""
@@ -458,6 +496,12 @@ def _bad_value(
                     fine = False
                 if not fine:
                     return DataError(f"{where}: {name} is {cell!r}, expected a number. {_FIX}")
+            elif name in times:
+                if _moment(cell.strip()) is None:
+                    return DataError(
+                        f"{where}: {name} is {cell!r}, expected seconds since 1970 or a date such "
+                        f"as 2024-05-01T12:00:00Z. {_FIX}"
+                    )
             elif not cell and name not in optional:
                 return DataError(f"{where}: the {name} key is empty. {_FIX}")
     return DataError(f"{path} has an empty key or an unreadable number. {_FIX}")

@@ -1,0 +1,351 @@
+"""Pass 2 of an import: spooled edges and dictionaries -> the files and manifest of a graph.
+
+Buckets are written one by one, several at a time; what a bucket becomes depends on its own rows
+only, so neither order nor number of threads shows in the result. An append writes files with its
+batch number in their names beside the old ones and then renames the manifest over the old one.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from partitions import dictionary, durable, edges, readers
+from partitions.config import GraphConfig
+from partitions.dictionary import PARTITION_SHIFT, Workers
+from partitions.durable import FileEntry
+from partitions.edges import Edges
+from partitions.errors import DataError
+from partitions.graph import MANIFEST, Graph, GraphManifest, slots_of
+from partitions.imported import Imported
+from partitions.last_edges import LastEdges
+from partitions.schema import SPLITS, Bucket, RelationType, Slot
+
+
+@dataclass(frozen=True)
+class WriteReport:
+    num_edges: dict[str, int]
+    skipped_rows: int
+    dropped_edges: int
+    untrained_entities: dict[str, int]
+    unmatched_attributes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """One bucket of one split, as written."""
+
+    split: str
+    bucket: Bucket
+    file: FileEntry
+    per_relation: NDArray[np.int64]
+
+
+class GraphWriter:
+    def __init__(
+        self, config: GraphConfig, imported: Imported, workers: Workers, base: Graph | None
+    ) -> None:
+        self.config, self.imported, self.workers, self.base = config, imported, workers, base
+        self.batch = len(base.manifest.batches) if base else 0
+        self.suffix = f".{self.batch}" if self.batch else ""
+        self.skipped, self.dropped = imported.skipped, 0
+        self.relations = self._sorted_relations()
+        self.sources = list(imported.sources)
+        self.unmatched: dict[str, int] = {}
+        self.trained = {
+            name: [np.zeros(rows, np.bool_) for rows in keys.num_rows]
+            for name, keys in imported.dictionaries.items()
+        }
+
+    def write(self, folder: Path) -> WriteReport:
+        """Fill `folder`, which its caller makes durable."""
+        manifest, report = self._write(folder)
+        durable.write_json(folder / MANIFEST, manifest.as_json())
+        return report
+
+    def append(self, folder: Path) -> WriteReport:
+        """Add files to the graph in `folder`; it is the old graph until the manifest is renamed."""
+        assert self.base is not None
+        named = self.base.manifest.paths() | {MANIFEST}
+        for path in folder.rglob("*"):  # what a killed append left
+            if path.is_file() and path.relative_to(folder).as_posix() not in named:
+                path.unlink()
+        manifest, report = self._write(folder)
+        durable.sync_tree(folder)
+        durable.write_json(folder / MANIFEST, manifest.as_json())
+        return report
+
+    def _write(self, folder: Path) -> tuple[GraphManifest, WriteReport]:
+        self._check_sizes()
+        key_files, attribute_files = self._write_entities(folder)
+        written = self._write_buckets(folder)
+        num_edges = dict.fromkeys(SPLITS, 0)
+        relation_edges = {split: np.zeros(len(self.relations), np.int64) for split in SPLITS}
+        for part in written:
+            num_edges[part.split] += int(part.per_relation.sum())
+            relation_edges[part.split] += part.per_relation
+        manifest = GraphManifest(
+            entity_types=list(self.imported.types.values()),
+            relations=[
+                RelationType(name, (c := self.imported.relation_config(name)).lhs, c.rhs)
+                for name in self.relations
+            ],
+            num_rows={
+                slot: self.imported.dictionaries[slot.entity_type].num_rows[slot.partition]
+                for slot in key_files
+            },
+            key_files=key_files,
+            attribute_files=attribute_files,
+            num_edges={(p.split, p.bucket): int(p.per_relation.sum()) for p in written},
+            relation_edges={split: counts.tolist() for split, counts in relation_edges.items()},
+            edge_files={(part.split, part.bucket): [part.file] for part in written},
+            batches=[
+                {
+                    "sources": self.sources,
+                    "skipped_rows": self.skipped,
+                    "dropped_edges": self.dropped,
+                    "edges": num_edges,
+                    "buckets": sorted({part.bucket for part in written}),
+                }
+            ],
+            config=self.config.model_dump(mode="json"),
+        )
+        if self.base is not None:
+            manifest = _joined(self.base, manifest)
+        untrained = {
+            name: sum(int((~rows).sum()) for rows in parts) for name, parts in self.trained.items()
+        }
+        return manifest, WriteReport(
+            num_edges, self.skipped, self.dropped, untrained, self.unmatched
+        )
+
+    def _sorted_relations(self) -> list[str]:
+        """Those of the base first; then as declared; then those found in the data, by name."""
+        first = [relation.name for relation in self.base.relations] if self.base else []
+        first += [n for n in self.config.relations if n != "*" and n not in first]
+        return first + sorted(set(self.imported.relations) - set(first))
+
+    def _check_sizes(self) -> None:
+        for name, keys in self.imported.dictionaries.items():
+            if not len(keys):
+                raise DataError(
+                    f"The inputs hold no edge with an entity of type {name}. Mend graph.inputs, or "
+                    f"remove [graph.entities.{name}] and the relations that name it."
+                )
+            if len(keys) < keys.num_partitions:
+                raise DataError(
+                    f"[graph.entities.{name}] asks for {keys.num_partitions} partitions of "
+                    f"{len(keys)} entities: each needs at least one. Lower graph.entities."
+                    f"{name}.partitions (1 suits everything that fits in memory)."
+                )
+
+    # --- edges ---
+
+    def _write_buckets(self, folder: Path) -> list[_Written]:
+        new_id = np.empty(max(len(self.imported.relations), 1), np.uint32)
+        for at, name in enumerate(self.imported.relations):
+            new_id[at] = self.relations.index(name)
+        for split in SPLITS:
+            (folder / "edges" / split).mkdir(parents=True, exist_ok=True)
+        last = LastEdges(self.config.holdout, self.imported) if self.config.holdout.last else None
+
+        def write(bucket: Bucket) -> tuple[list[_Written], int]:
+            found, dropped = [], 0
+            for split, rows in self._splits(bucket, last):
+                kept = self._policies(rows, bucket)
+                dropped += len(rows) - len(kept)
+                if len(kept):
+                    found.append(self._write_bucket(folder, split, bucket, kept, new_id))
+            return found, dropped
+
+        results = self.workers.map(write, self.imported.spool.buckets())
+        self.dropped = sum(dropped for _, dropped in results)
+        written = [part for parts, _ in results for part in parts]
+        return sorted(written, key=lambda part: (SPLITS.index(part.split), part.bucket))
+
+    def _splits(self, bucket: Bucket, last: LastEdges | None) -> Iterator[tuple[str, NDArray[Any]]]:
+        if last is None:
+            for split in SPLITS:
+                yield split, self.imported.spool.read(split, bucket)
+            return
+        rows = self.imported.spool.read("train", bucket)
+        places = last.split_of(rows, bucket)
+        for at, split in enumerate(SPLITS):
+            given = self.imported.spool.read(split, bucket) if at else rows[:0]
+            yield split, np.concatenate([rows[places == at], given])
+
+    def _policies(self, rows: NDArray[Any], bucket: Bucket) -> NDArray[Any]:
+        """The rows that stay, in their order."""
+        if self.config.self_loops == "drop" and len(rows):
+            same_type = self._types_equal()[rows["rel"]]
+            single = self._single_type()[rows["rel"]]
+            same_part = single | (bucket.lhs == bucket.rhs)
+            rows = rows[~(same_type & same_part & (rows["lhs"] == rows["rhs"]))]
+        if self.config.duplicates == "keep" or not len(rows):
+            return rows
+        order = np.lexsort((np.arange(len(rows)), rows["rhs"], rows["rel"], rows["lhs"]))
+        ordered = rows[order]
+        new = np.ones(len(rows), np.bool_)
+        for name in ("lhs", "rel", "rhs"):
+            differs = ordered[name][1:] != ordered[name][:-1]
+            new[1:] = differs if name == "lhs" else new[1:] | differs
+        starts = np.flatnonzero(new)
+        kept = ordered[starts]
+        if self.config.duplicates == "sum" and "weight" in self.imported.spool.optional:
+            kept["weight"] = np.add.reduceat(ordered["weight"].astype(np.float64), starts)
+        return kept[np.argsort(order[starts], kind="stable")]
+
+    def _types_equal(self) -> NDArray[np.bool_]:
+        configs = [self.imported.relation_config(name) for name in self.imported.relations]
+        return np.array([c.lhs == c.rhs for c in configs])
+
+    def _single_type(self) -> NDArray[np.bool_]:
+        configs = [self.imported.relation_config(name) for name in self.imported.relations]
+        return np.array([self.imported.types[c.lhs].num_partitions == 1 for c in configs])
+
+    def _write_bucket(
+        self,
+        folder: Path,
+        split: str,
+        bucket: Bucket,
+        rows: NDArray[Any],
+        new_id: NDArray[np.uint32],
+    ) -> _Written:
+        names = self.imported.spool.optional
+        if split == "train":
+            self._mark_trained(rows, bucket)
+        rel = new_id[rows["rel"]]
+        path = folder / "edges" / split / f"{bucket.lhs:03}-{bucket.rhs:03}{self.suffix}.arrow"
+        content = Edges(
+            np.ascontiguousarray(rows["lhs"]),
+            rel,
+            np.ascontiguousarray(rows["rhs"]),
+            np.ascontiguousarray(rows["weight"]) if "weight" in names else None,
+            np.ascontiguousarray(rows["time"]) if "time" in names else None,
+        )
+        edges.write(path, content, len(self.relations))
+        counts = np.bincount(rel, minlength=len(self.relations))
+        return _Written(split, bucket, durable.entry_of(folder, path), counts)
+
+    def _mark_trained(self, rows: NDArray[Any], bucket: Bucket) -> None:
+        # Threads may set the same flag at once: to the same value.
+        for at, name in enumerate(self.imported.relations):
+            config = self.imported.relation_config(name)
+            chosen = rows[rows["rel"] == at] if len(self.imported.relations) > 1 else rows
+            for side, entity_type, part in (
+                ("lhs", config.lhs, bucket.lhs),
+                ("rhs", config.rhs, bucket.rhs),
+            ):
+                parts = self.trained[entity_type]
+                parts[part if len(parts) > 1 else 0][chosen[side]] = True
+
+    # --- entities ---
+
+    def _write_entities(
+        self, folder: Path
+    ) -> tuple[dict[Slot, list[FileEntry]], dict[Slot, list[FileEntry]]]:
+        """Of this batch: the keys that are new, and their attributes."""
+        key_files: dict[Slot, list[FileEntry]] = {}
+        attribute_files: dict[Slot, list[FileEntry]] = {}
+        for entity_type in self.imported.types.values():
+            name = entity_type.name
+            keys = self.imported.dictionaries[name]
+            (folder / "entities" / name).mkdir(parents=True, exist_ok=True)
+            known = [
+                self.base.num_rows(slot) if self.base and name in self.base.entity_types else 0
+                for slot in slots_of(entity_type)
+            ]
+            tables = self._attributes(name, known)
+            for slot, start in zip(slots_of(entity_type), known, strict=True):
+                stem = folder / "entities" / name
+                path = stem / f"keys-{slot.partition:03}{self.suffix}.arrow"
+                dictionary.write(path, keys.keys(slot.partition, start))
+                key_files[slot] = [durable.entry_of(folder, path)]
+                if tables is not None:
+                    path = stem / f"attributes-{slot.partition:03}{self.suffix}.arrow"
+                    table = tables[slot.partition]
+                    with path.open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+                        writer.write_table(table)
+                    attribute_files[slot] = [durable.entry_of(folder, path)]
+        return key_files, attribute_files
+
+    def _attributes(self, entity_type: str, known: list[int]) -> list[pa.Table] | None:
+        """One table a partition, rows by offset from known[partition] on; keys that no edge has are
+        counted, not kept."""
+        config = self.config.entities[entity_type].attributes
+        if config is None:
+            return None
+        keys = self.imported.dictionaries[entity_type]
+        names = [name for name in config.columns if name != "key"]
+        sizes = [rows - start for rows, start in zip(keys.num_rows, known, strict=True)]
+        cells = [{name: [""] * size for name in names} for size in sizes]
+        unmatched = 0
+        for file in readers.expand(self.config.data, config):
+            rows = 0
+            batches = readers.read(
+                file,
+                config,
+                config.columns,
+                skip_bad=self.config.skip_bad,
+                on_skipped=self._skip,
+                optional=tuple(names),
+            )
+            for batch in batches:
+                rows += len(batch)
+                places = keys.find(batch.column("key"))
+                unmatched += int((places < 0).sum())
+                columns = {name: batch.column(name).to_pylist() for name in names}
+                for row in np.flatnonzero(places >= 0).tolist():
+                    part, offset = divmod(int(places[row]), 1 << PARTITION_SHIFT)
+                    if (at := offset - known[part]) >= 0:
+                        for name in names:
+                            cells[part][name][at] = columns[name][row]
+            self.sources.append(
+                {
+                    "path": str(file),
+                    "bytes": file.stat().st_size,
+                    "sha256": durable.sha256_of(file),
+                    "rows": rows,
+                }
+            )
+        self.unmatched[entity_type] = unmatched
+        schema = pa.schema([(name, pa.large_string()) for name in names])
+        return [pa.table(columns, schema=schema) for columns in cells]
+
+    def _skip(self, count: int) -> None:
+        self.skipped += count
+
+
+def _joined(base: Graph, new: GraphManifest) -> GraphManifest:
+    """The manifest of a graph and a batch appended to it."""
+    old = base.manifest
+    key_files = {
+        slot: [*old.key_files.get(slot, []), *files] for slot, files in new.key_files.items()
+    }
+    attribute_files = {
+        slot: [*old.attribute_files.get(slot, []), *files]
+        for slot, files in new.attribute_files.items()
+    }
+    edge_files = {at: list(files) for at, files in old.edge_files.items()}
+    num_edges = dict(old.num_edges)
+    for at, files in new.edge_files.items():
+        edge_files.setdefault(at, []).extend(files)
+        num_edges[at] = num_edges.get(at, 0) + new.num_edges[at]
+    relation_edges = {}
+    for split, counts in new.relation_edges.items():
+        before = [*old.relation_edges[split], *[0] * (len(counts) - len(old.relations))]
+        relation_edges[split] = [a + b for a, b in zip(before, counts, strict=True)]
+    return replace(
+        new,
+        key_files=key_files,
+        attribute_files=attribute_files,
+        edge_files=edge_files,
+        num_edges=num_edges,
+        relation_edges=relation_edges,
+        batches=[*old.batches, *new.batches],
+        ancestors=[*old.ancestors, base.digest],
+    )

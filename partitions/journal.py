@@ -1,0 +1,123 @@
+"""The journal of an import: how far the spool and the dictionaries are good after a kill.
+
+    journal.json            the newest entry
+    keys/NNNNNN.TYPE.arrow  keys that a dictionary learnt between two entries: large_string `key`,
+                            partition by partition, each in the order of offsets
+
+Entries only ever name files that were fsynced before them.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from partitions import dictionary, durable
+from partitions.dictionary import Dictionary
+from partitions.spool import Place
+
+FORMAT_VERSION = 1
+_NAME = "journal.json"
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    files_done: int
+    batches_done: int  # of the file after those
+    spool_rows: Mapping[Place, int]
+    relations: list[str]
+    sources: list[dict[str, Any]]
+    skipped: int
+    num_read: int
+
+    def as_json(self) -> dict[str, Any]:
+        rows = [[*place, count] for place, count in self.spool_rows.items()]
+        return vars(self) | {"spool_rows": rows}
+
+    @staticmethod
+    def from_json(value: Mapping[str, Any]) -> "JournalEntry":
+        rows = {(split, i, j): count for split, i, j, count in value["spool_rows"]}
+        return JournalEntry(**(dict(value) | {"spool_rows": rows}))
+
+
+Restore = Callable[[JournalEntry, Iterable[tuple[str, pa.Array]]], None]
+
+
+class Journal:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._segments: list[tuple[str, str]] = []  # (entity type, file) of all entries so far
+        self._num_rows: dict[str, list[int]] = {}  # of each dictionary, at the last entry
+        self._identity: Mapping[str, Any] = {}
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        return (folder / _NAME).exists()
+
+    def open(self, identity: Mapping[str, Any], restore: Restore) -> tuple[int, int] | None:
+        """Go on from the entry of an import of the same identity, else begin with nothing.
+
+        Returns (files, batches of the next file) that are done, or None. An entry whose source
+        files have changed since is not gone on from.
+        """
+        self._identity = identity
+        found = self._read()
+        if found is None:
+            for path in self.folder.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            (self.folder / "spool").mkdir()
+            (self.folder / "keys").mkdir()
+            return None
+        entry, value = found
+        self._segments = [(name, file) for name, file in value["segments"]]
+        self._num_rows = value["num_rows"]
+        restore(entry, self._keys())
+        return entry.files_done, entry.batches_done
+
+    def _read(self) -> tuple[JournalEntry, Mapping[str, Any]] | None:
+        path = self.folder / _NAME
+        if not path.exists():
+            return None
+        value = durable.read_json(path, f"Remove {self.folder} to import from the start.")
+        if value["format_version"] != FORMAT_VERSION or value["identity"] != self._identity:
+            return None
+        entry = JournalEntry.from_json(value["entry"])
+        for source in entry.sources:
+            file = Path(source["path"])
+            if not file.is_file() or file.stat().st_size != source["bytes"]:
+                return None
+        return entry, value
+
+    def _keys(self) -> Iterator[tuple[str, pa.Array]]:
+        for entity_type, name in self._segments:
+            yield entity_type, dictionary.read(self.folder / "keys" / name)
+
+    def write(self, entry: JournalEntry, dictionaries: Mapping[str, Dictionary]) -> None:
+        """Note that everything up to here is on disk; the spool must be synced already."""
+        for entity_type, keys in dictionaries.items():
+            before = self._num_rows.get(entity_type, [0] * keys.num_partitions)
+            if keys.num_rows == before:
+                continue
+            new = [keys.keys(at, start) for at, start in enumerate(before)]
+            name = f"{len(self._segments):06}.{entity_type}.arrow"
+            path = self.folder / "keys" / name
+            dictionary.write(path, pa.concat_arrays(new))
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            self._segments.append((entity_type, name))
+            self._num_rows[entity_type] = keys.num_rows
+        durable.write_json(
+            self.folder / _NAME,
+            {
+                "format_version": FORMAT_VERSION,
+                "identity": self._identity,
+                "entry": entry.as_json(),
+                "segments": self._segments,
+                "num_rows": self._num_rows,
+            },
+        )
