@@ -186,7 +186,7 @@ class HoldoutConfig(Table):
             math.inf if cut is None else cut if isinstance(cut, int) else _seconds(cut)
             for cut in (self.valid_after, self.test_after)
         )
-        return min(valid, test), test
+        return valid, test
 
     @property
     def needs_time(self) -> bool:

@@ -70,6 +70,7 @@ def import_graph(
     (partition, offset) pairs stay. Raises DataError for bad input; then `path` is as it was.
     """
     work = path.with_name(path.name + ".importing")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.push(partial(_clear, work))
         stack.enter_context(durable.only_writer(work, "importing into"))

@@ -198,7 +198,7 @@ def test_our_packages_log_and_others_only_warn(folder: Path) -> None:
     assert done.stderr.endswith(" partitions.toy: ours\n") and "theirs" not in done.stderr
 
 
-@pytest.mark.parametrize("kilobytes", [100])
+@pytest.mark.parametrize("kilobytes", [30])
 def test_a_full_disk_is_one_line_and_nothing_is_lost(folder: Path, kilobytes: int) -> None:
     # A limit on the size of a file stands for a full disk: the write fails at the same places.
     assert run(folder, "import", "graph.toml").returncode == 0

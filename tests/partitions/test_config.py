@@ -239,10 +239,6 @@ def test_a_wrong_value_names_its_place(tmp_path: Path, override: str, sentence: 
             "Did you mean likes?",
         ),
         (
-            "graph.holdout={valid=0.5, test=0.5}",
-            "holdout.valid + holdout.test leave nothing to train on.",
-        ),
-        (
             'graph.holdout.relations=["liks"]',
             "holdout.relations names liks, which is not a relation. Did you mean likes?",
         ),
@@ -256,6 +252,20 @@ def test_parts_that_contradict_each_other_are_named(
     tmp_path: Path, override: str, sentence: str
 ) -> None:
     assert mistake(tmp_path, GOOD, override) == f": [graph] {sentence}"
+
+
+@pytest.mark.parametrize(
+    ("holdout", "sentence"),
+    [
+        ("{valid=0.5, test=0.5}", "holdout.valid + holdout.test leave nothing to train on."),
+        ("{test=0.1, last=true}", "hold out by shares, by time or the last edges: one of them."),
+        ("{valid_after=2, test_after=1}", "valid_after must not be later than test_after."),
+    ],
+)
+def test_a_holdout_that_contradicts_itself_is_refused(
+    tmp_path: Path, holdout: str, sentence: str
+) -> None:
+    assert mistake(tmp_path, GOOD, f"graph.holdout={holdout}") == f": [graph.holdout] {sentence}"
 
 
 def test_any_relation_may_be_named_where_a_star_takes_all(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_a_manifest_whose_keys_were_altered_is_one_sentence(graph: Graph) -> Non
     text = path.read_text()
     value = json.loads(text)
     del value["config"]  # its keys are the user's
-    del value["sources"]
+    del value["batches"]
     for key in sorted(set(re.findall(r'"(\w+)":', json.dumps(value))) - {"train", "valid", "test"}):
         path.write_text(text.replace(f'"{key}":', f'"{key}s":'))
         with pytest.raises(DataError) as caught:

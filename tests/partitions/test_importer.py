@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partitions import importer
+from partitions import importer, spool
 from partitions.config import GraphConfig
 from partitions.errors import DataError
 from partitions.graph import MANIFEST, Graph
@@ -214,7 +214,7 @@ def test_spooling_in_pieces_gives_the_same_bytes(
     write_edges(tmp_path / "b.tsv", some_edges(1000, 2))
     config = config_of(tmp_path, user=3, inputs=[{"path": "*.tsv"}])
     import_graph(config, tmp_path / "at once")
-    monkeypatch.setattr(importer, "_SPOOL_ROWS", 100)
+    monkeypatch.setattr(spool, "HELD_ROWS", 100)
     import_graph(config, tmp_path / "in pieces")
     assert tree(tmp_path / "in pieces") == tree(tmp_path / "at once")
 
