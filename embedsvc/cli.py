@@ -14,17 +14,51 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings that differ, such as train.lr=0.05.", show_default=False),
 ]
+Append = Annotated[
+    bool, typer.Option("--append", help="Add input files that are new to the graph that is there.")
+]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the graph that is there.")]
 
 
-def import_(config: Config, overrides: Overrides = None, replace: Replace = False) -> None:
+def import_(
+    config: Config,
+    overrides: Overrides = None,
+    replace: Replace = False,
+    append: Append = False,
+) -> None:
     """Raw edges -> a partitioned graph in [run] dir.
 
-    Example: `embedsvc import graph.toml graph.skip_bad=true`
+    Examples: `embedsvc import graph.toml graph.skip_bad=true`,
+    `embedsvc import graph.toml --append` when the inputs' globs match new files
     """
     from embedsvc.road import Road
 
-    Road.open(config, overrides).import_graph(replace=replace)
+    Road.open(config, overrides).import_graph(replace=replace, append=append)
+
+
+def plan(config: Config, overrides: Overrides = None) -> None:
+    """What training would take: bytes, and how many partitions the memory at hand wants.
+
+    Example: `embedsvc plan graph.toml model.dim=200`
+    """
+    from embedsvc.road import Road
+
+    Road.open(config, overrides).plan()
+
+
+def inspect(
+    graph: Annotated[
+        Path,
+        typer.Argument(help="A graph folder, or the TOML file of its run.", show_default=False),
+    ],
+) -> None:
+    """What a graph looks like: counts, degrees, hubs, relations, balance.
+
+    Example: `embedsvc inspect runs/shop/graph`
+    """
+    from embedsvc.inspection import show
+
+    show(graph)
 
 
 def train(config: Config, overrides: Overrides = None) -> None:

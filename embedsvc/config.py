@@ -92,6 +92,8 @@ class TrainConfig(Table):
     negatives: NegativesConfig = NegativesConfig()
     buffer: Annotated[int, Field(ge=1)] = 2
     """Tables of partitioned types held in memory at once."""
+    only_changed: bool = False
+    """After embedsvc import --append: visit only the buckets that got edges."""
     order: Spec = "inside_out"
     """In which order an epoch visits its buckets: inside_out, random."""
     commit_every_s: Annotated[float, Field(ge=0)] = 30.0

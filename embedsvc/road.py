@@ -16,7 +16,7 @@ from embedsvc.config import EvalConfig, ModelConfig, PublishConfig, TrainConfig
 from partitions import config as settings_file
 from partitions import durable, importer, published
 from partitions.config import GraphConfig, RunConfig, Settings
-from partitions.errors import DataError
+from partitions.errors import ConfigError, DataError
 from partitions.graph import Graph
 
 EVALUATION = "evaluation.json"
@@ -32,17 +32,22 @@ class Road:
     def open(config: Path, overrides: list[str] | None) -> "Road":
         return Road(settings_file.load(config, overrides or []))
 
-    def import_graph(self, *, replace: bool = False, if_needed: bool = False) -> None:
+    def import_graph(
+        self, *, replace: bool = False, append: bool = False, if_needed: bool = False
+    ) -> None:
         config = self.settings.table("graph", GraphConfig)
         path = self.folders.graph
         durable.recover_folder(path)
-        if path.exists() and not replace:
+        if replace and append:
+            raise ConfigError("--append adds to a graph, --replace makes it anew: choose one.")
+        if path.exists() and not replace and not append:
             if if_needed and importer.is_current(config, path):
                 self.console.print(f"import: {path} is up to date")
                 return
             raise DataError(
-                f"{path} already holds a graph. Add --replace to embedsvc import to make it anew "
-                "(what was trained on it must then be trained again), or choose another [run] dir."
+                f"{path} already holds a graph. Add --append to embedsvc import to add new input "
+                "files, --replace to make it anew (what was trained on it must then be trained "
+                "again), or choose another [run] dir."
             )
         start = time.perf_counter()
         with ExitStack() as stack:
@@ -57,7 +62,7 @@ class Road:
                     tasks[name] = bar.add_task(f"import {name}", total=None)
                 bar.advance(tasks[name], rows)
 
-            report = importer.import_graph(config, path, progress)
+            report = importer.import_graph(config, path, progress, append=append)
         seconds = time.perf_counter() - start
         edges = sum(report.num_edges.values())
         self.console.print(
@@ -67,11 +72,31 @@ class Road:
             f"({', '.join(f'{n:,} {name}' for name, n in report.num_entities.items())}) "
             f"in {seconds:.1f} s"
         )
+        if report.resumed:
+            self.console.print("import: went on from where an earlier run was broken off")
+        if report.dropped_edges:
+            self.console.print(
+                f"import: dropped {report.dropped_edges:,} edges (duplicates, self-loops)"
+            )
+        for name, count in report.untrained_entities.items():
+            if count:
+                self.console.print(f"import: {count:,} {name} entities have no training edge")
         if report.skipped_rows:
             self.console.print(f"import: skipped {report.skipped_rows:,} bad rows")
         for name, count in report.unmatched_attributes.items():
             if count:
                 self.console.print(f"import: {count:,} {name} attributes belong to no edge")
+
+    def plan(self) -> None:
+        from embedsvc.training.plan import advise
+
+        graph = self._graph()
+        model, train = (
+            self.settings.table("model", ModelConfig),
+            self.settings.table("train", TrainConfig),
+        )
+        for line in advise(graph, model, train):
+            self.console.print(line)
 
     def train(self) -> None:
         from embedsvc.training.trainer import train

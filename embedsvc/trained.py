@@ -41,7 +41,7 @@ class Trained:
         self.graph = graph
         self._checkpoint = Checkpoint(folder)
         self.manifest = self._checkpoint.read_manifest()
-        if self.manifest.graph_digest != graph.digest:
+        if not graph.grew_from(self.manifest.graph_digest):
             raise DataError(
                 f"{folder} was trained on another graph than {graph.path} holds now. "
                 f"Remove {folder} and train again."
@@ -64,7 +64,8 @@ class Trained:
         entry = self.manifest.tables.get(slot)
         if entry is None:
             return tables.fresh(self.graph.num_rows(slot), self._fresh(slot)).vectors
-        return self._checkpoint.read_table(entry, self._fresh(slot)).vectors
+        rows = self.graph.num_rows(slot)
+        return self._checkpoint.read_table(entry, self._fresh(slot), rows).vectors
 
     def gather(self, entity_type: str, ids: NDArray[np.int64]) -> Tensor:
         """float32 [len(ids), dim]; one partition in memory at a time."""

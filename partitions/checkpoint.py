@@ -39,6 +39,7 @@ class CheckpointManifest:
 
     graph_digest: str
     config: Mapping[str, Any]
+    trained_batches: int = 0  # import batches of the graph that were there when it last grew
     progress: Progress = field(default_factory=Progress)
     tables: Mapping[Slot, FileEntry] = field(default_factory=dict)
     parameters: FileEntry | None = None
@@ -48,6 +49,7 @@ class CheckpointManifest:
             "format_version": FORMAT_VERSION,
             "graph_digest": self.graph_digest,
             "config": self.config,
+            "trained_batches": self.trained_batches,
             "epoch": self.progress.epoch,
             "done": [list(bucket) for bucket in self.progress.done],
             "next_token": self.progress.next_token,
@@ -64,6 +66,7 @@ class CheckpointManifest:
         return CheckpointManifest(
             graph_digest=value["graph_digest"],
             config=value["config"],
+            trained_batches=value["trained_batches"],
             progress=Progress(
                 value["epoch"], tuple(Bucket(*b) for b in value["done"]), value["next_token"]
             ),
@@ -116,8 +119,8 @@ class Checkpoint:
         (self.path / _TABLES).mkdir(parents=True, exist_ok=True)
         return tables.write(self.path / _TABLES, slot, token, table)
 
-    def read_table(self, entry: FileEntry, make: Fresh) -> Table:
-        return tables.read(durable.verify(self.path, entry, self._remedy), make)
+    def read_table(self, entry: FileEntry, make: Fresh, num_rows: int) -> Table:
+        return tables.read(durable.verify(self.path, entry, self._remedy), make, num_rows)
 
     def write_parameters(self, token: int, arrays: Mapping[str, NDArray[Any]]) -> FileEntry:
         path = self.path / f"parameters.{token:010}.safetensors"

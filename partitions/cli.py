@@ -13,7 +13,10 @@ import typer
 
 from partitions.errors import InputError
 
-_ORDER = ("import", "train", "eval", "publish", "run", "serve", "query")  # the road's order
+_ORDER = (
+    *("import", "validate", "inspect", "plan", "train", "eval", "publish", "run"),
+    *("serve", "query"),
+)  # the road's order
 
 # What a full or broken disk looks like; every other OSError is our mistake and keeps its traceback.
 _DISK = {

@@ -5,6 +5,7 @@ TEMPORARY in its name and is swept by the next writer. Every file that a manifes
 `FileEntry` (bytes and sha256), so that a truncated or altered file is told from a whole one.
 """
 
+import ctypes
 import fcntl
 import hashlib
 import json
@@ -123,7 +124,7 @@ def read_json(path: Path, remedy: str) -> Any:
 def replacing_folder(folder: Path) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `folder` only when all went well.
 
-    Rename can't exchange two folders portably, so an existing one is first renamed aside; a kill
+    Linux exchanges the two in one step. Elsewhere the old one is first renamed aside; a kill
     between the two renames is mended by `recover_folder`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -136,11 +137,23 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(fresh, folder)
+    if not (folder.exists() and _exchange(fresh, folder)):
+        if folder.exists():
+            os.rename(folder, old)
+        os.rename(fresh, folder)
     sync_folder(folder.parent)
+    shutil.rmtree(fresh, ignore_errors=True)  # the old one, where they were exchanged
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step; False where system or file system can't."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0
 
 
 def recover_folder(folder: Path) -> None:

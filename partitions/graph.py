@@ -164,6 +164,16 @@ class Graph:
         self.entity_types = {t.name: t for t in self.manifest.entity_types}
         self._verified: set[str] = set()
 
+    def grew_from(self, digest: str) -> bool:
+        """Whether `digest` is this graph's, or that of one it was appended to."""
+        return digest == self.digest or digest in self.manifest.ancestors
+
+    def changed_buckets(self, split: str, since_batch: int) -> list[Bucket]:
+        """The buckets of a split that import batches from `since_batch` on added edges to."""
+        batches = self.manifest.batches[since_batch:]
+        changed = {Bucket(*bucket) for batch in batches for bucket in batch["buckets"]}
+        return [bucket for bucket in self.buckets(split) if bucket in changed]
+
     def relation_id(self, name: str) -> int:
         names = [relation.name for relation in self.relations]
         if name not in names:

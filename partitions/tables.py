@@ -3,7 +3,7 @@
 A safetensors file (tensors.py) with metadata {format_version, rows, dim} and
 
     vectors  float32 [touched, dim]   rows that training has touched, in the order of offsets
-    state    float32 [touched]        row-wise optimiser state, > 0 for a touched row
+    state    float32 [touched]        row-wise optimiser state, not 0 for a touched row
     touched  uint8 [ceil(rows / 8)]   bitmap over all rows, least significant bit first
 
 Rows that were never touched are not stored: the reader regenerates them (from the seed and the
@@ -51,7 +51,7 @@ def file_name(slot: Slot, token: int) -> str:
 
 def write(folder: Path, slot: Slot, token: int, table: Table) -> FileEntry:
     path = folder / file_name(slot, token)
-    touched = table.state > 0
+    touched = table.state != 0  # NaN too: what diverged must not be made anew in silence
     all_touched = bool(touched.all())
     rows, dim = table.vectors.shape
     with durable.replacing(path) as file:
@@ -67,8 +67,11 @@ def write(folder: Path, slot: Slot, token: int, table: Table) -> FileEntry:
     return durable.entry_of(folder.parent, path)
 
 
-def read(path: Path, make: Fresh) -> Table:
-    """The whole table, in memory of its own; untouched rows by `make`."""
+def read(path: Path, make: Fresh, num_rows: int) -> Table:
+    """The whole table of `num_rows` rows, in memory of its own; untouched rows by `make`.
+
+    A graph may have grown since the table was written: rows beyond the stored ones are untouched.
+    """
     stored = tensors.read(path)
     try:
         version = int(stored.metadata["format_version"])
@@ -79,10 +82,13 @@ def read(path: Path, make: Fresh) -> Table:
         raise DataError(f"{path} is not an embedding table.") from None
     if version != FORMAT_VERSION:
         raise DataError(f"{path} is of format {version}, this program reads {FORMAT_VERSION}.")
-    if len(vectors) == rows:
+    if rows > num_rows:
+        raise DataError(f"{path} has {rows} rows where its partition has {num_rows} entities.")
+    if len(vectors) == num_rows:
         return Table(np.array(vectors), np.array(state))
-    touched = np.unpackbits(bits, count=rows, bitorder="little").astype(bool)
-    table = Table(np.empty((rows, dim), np.float32), np.zeros(rows, np.float32))
+    touched = np.zeros(num_rows, np.bool_)
+    touched[:rows] = np.unpackbits(bits, count=rows, bitorder="little")
+    table = Table(np.empty((num_rows, dim), np.float32), np.zeros(num_rows, np.float32))
     table.vectors[touched], table.state[touched] = vectors, state
     untouched = np.flatnonzero(~touched)
     table.vectors[untouched] = make(untouched)

@@ -54,9 +54,12 @@ class RelationParameters:
         return tables | {f"{name}.state": table.numpy() for name, table in self.state.items()}
 
     def load(self, arrays: Mapping[str, NDArray[np.float32]]) -> None:
+        """Relations beyond the stored ones, which a graph may have got since, stay initial."""
         for name in self.values:
-            self.values[name] = torch.from_numpy(arrays[f"{name}.values"])
-            self.state[name] = torch.from_numpy(arrays[f"{name}.state"])
+            for tables, part in ((self.values, "values"), (self.state, "state")):
+                stored = arrays.get(f"{name}.{part}")
+                if stored is not None:
+                    tables[name][: len(stored)] = torch.from_numpy(stored)
 
 
 def table_name(operator: str, reverse: bool) -> str:

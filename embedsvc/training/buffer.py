@@ -81,7 +81,7 @@ class Buffer:
         start = perf_counter()
         if slot in self._stored:
             entry = self._stored[slot]
-            table = self._checkpoint.read_table(entry, self._fresh(slot))
+            table = self._checkpoint.read_table(entry, self._fresh(slot), self._num_rows[slot])
             self.num_reads += 1
             self.io_bytes += entry.bytes
         else:

@@ -8,7 +8,7 @@ from pathlib import Path
 from embedsvc.config import ModelConfig, TrainConfig
 from partitions.errors import ConfigError
 from partitions.graph import Graph
-from partitions.schema import Slot
+from partitions.schema import SPLITS, Slot
 
 _PROCESS_BYTES = 450 << 20  # interpreter and libraries
 _EDGE_BYTES = 9 + 3 * 8  # its bucket file, and three int64 of shuffling
@@ -60,9 +60,41 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
     )
 
 
+def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:
+    """The plan in lines for people, with the number of partitions that the memory wants."""
+    plan = plan_memory(graph, model, train)
+    available = _limit(train.memory_mb)
+    row_bytes = (model.dim + 1) * 4
+    entities = {name: graph.num_entities(name) for name in graph.entity_types}
+    tables = {name: count * row_bytes for name, count in entities.items()}
+    lines = [
+        f"{name}: {count:,} entities, vectors {count * model.dim * 4 / 1e6:,.1f} MB, "
+        f"state {count * 4 / 1e6:,.1f} MB, {graph.entity_types[name].num_partitions} partitions"
+        for name, count in entities.items()
+    ]
+    edges = sum(graph.num_edges(split) for split in SPLITS)
+    lines.append(f"{edges:,} edges, {graph.num_edges('train'):,} of them for training")
+    lines.append(str(plan))
+    room = available - plan.batch - plan.edges - plan.process
+    if sum(tables.values()) <= room:
+        lines.append(f"{available / 1e6:,.0f} MB are free: no partitioning needed")
+    elif room <= 0:
+        lines.append(f"{available / 1e6:,.0f} MB are free: too little for any number of partitions")
+    else:
+        # Each partition of a type is one table of the buffer; the largest type decides.
+        parts = 2
+        while max(tables.values()) / parts * train.buffer > room and parts < 1 << 16:
+            parts *= 2
+        lines.append(
+            f"{available / 1e6:,.0f} MB are free: {parts} partitions of the largest type fit "
+            f"with train.buffer = {train.buffer}"
+        )
+    return lines
+
+
 def check_memory(plan: MemoryPlan, memory_mb: int | None, graph: Graph) -> None:
     """ConfigError where the plan can't fit, saying what to change."""
-    available = memory_mb * 10**6 if memory_mb else _available_bytes()
+    available = _limit(memory_mb)
     if plan.total <= available:
         return
     parts = max(t.num_partitions for t in graph.entity_types.values())
@@ -71,6 +103,10 @@ def check_memory(plan: MemoryPlan, memory_mb: int | None, graph: Graph) -> None:
         f"Use more partitions (now {parts}), a smaller train.buffer, model.dim or "
         "train.batch_size, or raise train.memory_mb."
     )
+
+
+def _limit(memory_mb: int | None) -> int:
+    return memory_mb * 10**6 if memory_mb else _available_bytes()
 
 
 def _available_bytes() -> int:

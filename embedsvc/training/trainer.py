@@ -43,7 +43,10 @@ logger = logging.getLogger(__name__)
 _WORKER = "local"
 METRICS = "metrics.jsonl"
 # Settings that say how a run is carried out, never what it computes: free to differ on resume.
-_FREE = {("train", key) for key in ("epochs", "commit_every_s", "buffer", "threads", "memory_mb")}
+_FREE = {
+    ("train", key)
+    for key in ("epochs", "only_changed", "commit_every_s", "buffer", "threads", "memory_mb")
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,10 @@ class _Trainer:
         else:
             manifest = CheckpointManifest(graph.digest, settings)
         self.settings = settings
+        # Import batches that training knew before the graph last grew: later ones are the change.
+        self.known_batches = manifest.trained_batches
+        if manifest.graph_digest != graph.digest:
+            self.known_batches = graph.manifest.ancestors.index(manifest.graph_digest) + 1
         single = {t.name for t in graph.entity_types.values() if t.num_partitions == 1}
         self.single = frozenset(slot for slot in graph.slots() if slot.entity_type in single)
         self.schedule = Schedule(self._order, self._locks, config.epochs, manifest.progress)
@@ -170,7 +177,12 @@ class _Trainer:
             assert self.schedule.commit(lease.token)
         self.checkpoint.commit(
             CheckpointManifest(
-                self.graph.digest, self.settings, self.schedule.progress, tables, parameters
+                self.graph.digest,
+                self.settings,
+                self.known_batches,
+                self.schedule.progress,
+                tables,
+                parameters,
             )
         )
         leases.clear()
@@ -185,7 +197,8 @@ class _Trainer:
     def _order(self, epoch: int) -> list[Bucket]:
         rng = np.random.default_rng([self.config.seed, epoch])
         order = ORDERS.build(self.config.order)
-        return order(self.graph.buckets("train"), rng)
+        since = self.known_batches if self.config.only_changed else 0
+        return order(self.graph.changed_buckets("train", since), rng)
 
     def _locks(self, bucket: Bucket) -> frozenset[Slot]:
         return frozenset(self.graph.slots_of_bucket(bucket)) - self.single
@@ -228,7 +241,7 @@ def fresh_maker(graph: Graph, model: ModelConfig, seed: int) -> Callable[[Slot],
 def _check_resumable(
     manifest: CheckpointManifest, graph: Graph, settings: Mapping[str, Any], path: Path
 ) -> None:
-    if manifest.graph_digest != graph.digest:
+    if not graph.grew_from(manifest.graph_digest):
         raise ConfigError(
             f"{path} was trained on another graph than {graph.path} holds now. "
             f"Remove {path} to train from the start, or choose another [run] dir."

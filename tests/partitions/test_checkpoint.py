@@ -58,7 +58,7 @@ def assert_whole(checkpoint: Checkpoint, manifest: CheckpointManifest) -> None:
     """Everything it names is there, and holds what its name's token says."""
     for entry in manifest.tables.values():
         token = int(entry.path.split(".")[1])
-        found = checkpoint.read_table(entry, made)
+        found = checkpoint.read_table(entry, made, 10)
         np.testing.assert_array_equal(found.vectors, table_of(token).vectors, strict=True)
         np.testing.assert_array_equal(found.state, table_of(token).state, strict=True)
     parameters = checkpoint.read_parameters(manifest.parameters)
@@ -166,7 +166,7 @@ def test_an_altered_file_is_named_with_the_remedy(tmp_path: Path, what: str, dam
         path.unlink()
     with pytest.raises(DataError) as caught:
         if what == "table":
-            checkpoint.read_table(entry, made)
+            checkpoint.read_table(entry, made, 10)
         else:
             checkpoint.read_parameters(entry)
     message = str(caught.value)

@@ -59,13 +59,13 @@ def test_write_then_read_is_identity_and_untouched_rows_are_made(
     path = folder / "movie-003.0000000007.safetensors"
     assert folder.parent / entry.path == path
 
-    found = tables.read(path, made)
+    found = tables.read(path, made, num_rows)
     np.testing.assert_array_equal(found.vectors, table.vectors, strict=True)
     np.testing.assert_array_equal(found.state, table.state, strict=True)
     assert found.vectors.flags.writeable and found.state.flags.writeable
 
     # Another maker shows which rows came from the file.
-    by_other = tables.read(path, other).vectors
+    by_other = tables.read(path, other, num_rows).vectors
     expected = other(np.arange(num_rows))
     expected[touched] = table.vectors[touched]
     np.testing.assert_array_equal(by_other, expected)
@@ -111,7 +111,7 @@ def test_a_truncated_table_is_an_error_or_whole(tmp_path: Path) -> None:
     for length in range(0, len(whole), 13):
         path.write_bytes(whole[:length])
         try:
-            np.testing.assert_array_equal(tables.read(path, made).vectors, table.vectors)
+            np.testing.assert_array_equal(tables.read(path, made, 64).vectors, table.vectors)
         except DataError as error:
             num_errors += 1
             assert str(error).startswith(str(path))
@@ -136,8 +136,26 @@ def test_another_file_is_refused(tmp_path: Path, metadata: dict[str, str], sente
     with path.open("wb") as file:
         tensors.write(file, arrays, metadata)
     with pytest.raises(DataError) as caught:
-        tables.read(path, made)
+        tables.read(path, made, 1)
     assert str(caught.value) == f"{path} {sentence}"
+
+
+@pytest.mark.parametrize("touched", [[], [1, 3], list(range(10))])
+def test_rows_that_the_graph_has_got_since_are_made(tmp_path: Path, touched: list[int]) -> None:
+    table = trained(10, touched)
+    tables.write(tmp_path, SLOT, 1, table)
+    grown = tables.read(tmp_path / tables.file_name(SLOT, 1), made, 14)
+    np.testing.assert_array_equal(grown.vectors[:10], table.vectors)
+    np.testing.assert_array_equal(grown.vectors[10:], made(np.arange(10, 14)))
+    np.testing.assert_array_equal(grown.state, np.append(table.state, np.zeros(4, np.float32)))
+
+
+def test_a_table_of_more_rows_than_the_partition_is_refused(tmp_path: Path) -> None:
+    tables.write(tmp_path, SLOT, 1, trained(10, [2]))
+    path = tmp_path / tables.file_name(SLOT, 1)
+    with pytest.raises(DataError) as caught:
+        tables.read(path, made, 9)
+    assert str(caught.value) == f"{path} has 10 rows where its partition has 9 entities."
 
 
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
