@@ -39,10 +39,10 @@ class CheckpointManifest:
 
     graph_digest: str
     config: Mapping[str, Any]
-    trained_batches: int = 0  # import batches of the graph that were there when it last grew
     progress: Progress = field(default_factory=Progress)
     tables: Mapping[Slot, FileEntry] = field(default_factory=dict)
     parameters: FileEntry | None = None
+    trained_batches: int = 0  # import batches of the graph that were there when it last grew
 
     def as_json(self) -> dict[str, Any]:
         return {

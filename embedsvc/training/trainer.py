@@ -179,10 +179,10 @@ class _Trainer:
             CheckpointManifest(
                 self.graph.digest,
                 self.settings,
-                self.known_batches,
                 self.schedule.progress,
                 tables,
                 parameters,
+                self.known_batches,
             )
         )
         leases.clear()
