@@ -70,10 +70,10 @@ class SourceConfig(Table):
     """Where rows come from and how to read them."""
 
     path: str
-    """File, or glob such as "events/*.parquet", relative to graph.data."""
+    """File, folder or glob such as "events/*.parquet", relative to graph.data; or its URI."""
     member: str | None = None
     """File inside a .tar, .tar.gz or .zip archive."""
-    format: Literal["text", "parquet", "arrow"] | None = None
+    format: Literal["text", "parquet", "arrow", "json"] | None = None
     """Told from the file name's ending where unset."""
     delimiter: Annotated[str, Field(min_length=1)] | None = None
     """Text only; several characters are allowed. Unset: comma for .csv, tab otherwise."""
@@ -204,7 +204,9 @@ class GraphConfig(Table):
     """Folder that the inputs' paths start from."""
     entities: Annotated[dict[str, EntityConfig], Field(min_length=1)]
     relations: Annotated[dict[str, RelationConfig], Field(min_length=1)]
-    inputs: Annotated[list[InputConfig], Field(min_length=1)]
+    inputs: list[InputConfig] = []
+    own_buckets: str | None = None
+    """Instead of inputs: folder (or URI) of a graph that is partitioned already, as Parquet."""
     holdout: HoldoutConfig = HoldoutConfig()
     skip_bad: bool = False
     """Count and skip malformed lines instead of stopping at the first."""
@@ -230,6 +232,7 @@ class GraphConfig(Table):
                         f"relations.{name} names the entity type {side}, "
                         f"which is not under [graph.entities]. {hint}"
                     )
+        self._check_origin()
         counts = {e.partitions for e in self.entities.values()} - {1}
         if len(counts) > 1:
             raise ValueError(
@@ -244,7 +247,7 @@ class GraphConfig(Table):
                     f"which is not under [graph.relations]. {hint}"
                 )
         timed = ["timestamp" in source.resolved_columns for source in self.inputs]
-        if any(timed) != all(timed):
+        if any(timed) and not all(timed):
             raise ValueError("either all inputs have a timestamp column or none has")
         if self.holdout.needs_time and not any(timed):
             raise ValueError("holdout by time or by last edges needs a timestamp column")
@@ -253,6 +256,23 @@ class GraphConfig(Table):
                 hint = did_you_mean(name, list(self.relations))
                 raise ValueError(f"holdout.relations names {name}, which is not a relation. {hint}")
         return self
+
+    def _check_origin(self) -> None:
+        if self.own_buckets is None:
+            if not self.inputs:
+                raise ValueError("inputs is missing: name at least one, or set own_buckets")
+            return
+        if self.inputs:
+            raise ValueError("the edges come from inputs or from own_buckets: remove one of them")
+        changing = ("holdout", "skip_bad", "duplicates", "self_loops")
+        defaults = {name: type(self).model_fields[name].default for name in changing}
+        if odd := [name for name in changing if getattr(self, name) != defaults[name]]:
+            raise ValueError(f"own_buckets are taken as they are: remove {', '.join(odd)}")
+        for name, entity in self.entities.items():
+            if entity.attributes is not None:
+                raise ValueError(
+                    f"own_buckets have no attributes: remove entities.{name}.attributes"
+                )
 
 
 class Settings:

@@ -9,7 +9,7 @@ only to write it, as Arrow arrays in the order of first sight.
 """
 
 from collections.abc import Callable, Iterable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, wait
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,16 @@ class Workers:
         self.pool, self.num_threads = pool, num_threads
 
     def map(self, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
-        return list(self.pool.map(work, items) if self.pool else map(work, items))
+        """The results in the order of items. Where one fails, none is still at work afterwards."""
+        if self.pool is None:
+            return list(map(work, items))
+        futures = [self.pool.submit(work, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+            wait(futures)
 
 
 ALONE = Workers(None, 1)
@@ -100,9 +109,12 @@ class Dictionary:
 
     def keys(self, partition: int, start: int = 0) -> pa.Array:
         """large_string: the keys of a partition from offset `start` on."""
-        texts = self._texts[partition]
-        joined = pa.concat_arrays(texts) if texts else pa.array([], pa.large_string())
-        return joined.slice(start)
+        wanted, end = [], 0
+        for texts in self._texts[partition]:
+            begin, end = end, end + len(texts)
+            if end > start:
+                wanted.append(texts.slice(max(start - begin, 0)))
+        return pa.concat_arrays(wanted) if wanted else pa.array([], pa.large_string())
 
 
 def write(path: Path, keys: pa.Array) -> None:

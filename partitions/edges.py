@@ -10,7 +10,7 @@ At most 4 + 4 + 1 (+ 4) (+ 8) bytes an edge up to 256 relations; memory-mapped, 
 read (a bucket of several import batches is, once).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +42,58 @@ def relation_dtype(num_relations: int) -> np.dtype[Any]:
     return np.min_scalar_type(max(num_relations - 1, 0))
 
 
-def write(path: Path, edges: Edges, num_relations: int) -> None:
-    """The caller vouches that offsets and relations are in range, and makes the file durable."""
-    columns: dict[str, Any] = {"lhs": edges.lhs, "rhs": edges.rhs}
+def _columns(edges: Edges, num_relations: int) -> dict[str, NDArray[Any]]:
+    columns: dict[str, NDArray[Any]] = {"lhs": edges.lhs, "rhs": edges.rhs}
     if num_relations > 1:
         columns["rel"] = edges.rel.astype(relation_dtype(num_relations), copy=False)
     if edges.weight is not None:
         columns["weight"] = edges.weight
     if edges.time is not None:
         columns["time"] = edges.time
+    return columns
+
+
+def write(path: Path, edges: Edges, num_relations: int) -> None:
+    """The caller vouches that offsets and relations are in range, and makes the file durable."""
+    _write_columns(path, _columns(edges, num_relations))
+
+
+def write_pieces(path: Path, num_edges: int, pieces: Iterable[Edges], num_relations: int) -> None:
+    """What `write` would write of all pieces laid end to end, with one of them in memory.
+
+    A column lies in the file as one run of bytes, so the file is first written full of zeros (of
+    pages that the kernel shares: they take no memory) and then filled piece by piece.
+    """
+    starts: dict[str, int] = {}
+    done = 0
+    for piece in pieces:
+        if len(piece) == num_edges:
+            write(path, piece, num_relations)
+            return
+        columns = _columns(piece, num_relations)
+        if not starts:
+            zeros = {name: np.zeros(num_edges, c.dtype) for name, c in columns.items()}
+            _write_columns(path, zeros)
+            starts = _starts(path)
+        with path.open("r+b") as file:
+            for name, values in columns.items():
+                file.seek(starts[name] + done * values.itemsize)
+                file.write(np.ascontiguousarray(values).data)
+        done += len(piece)
+    assert done == num_edges
+
+
+def _starts(path: Path) -> dict[str, int]:
+    """Where in the file each column's bytes begin."""
+    with pa.memory_map(str(path)) as file:
+        first = file.read_buffer(1).address
+        batch = pa.ipc.open_file(file).get_batch(0)
+        return {
+            name: batch.column(name).buffers()[1].address - first for name in batch.schema.names
+        }
+
+
+def _write_columns(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
     batch = pa.record_batch({name: pa.array(values) for name, values in columns.items()})
     with path.open("wb") as file, pa.ipc.new_file(file, batch.schema) as writer:
         writer.write_batch(batch)

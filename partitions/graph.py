@@ -42,6 +42,7 @@ class GraphManifest:
     batches: Sequence[Mapping[str, Any]] = field(default_factory=list)  # sources and counts of each
     ancestors: Sequence[str] = field(default_factory=list)  # digests of the graphs it grew from
     config: Mapping[str, Any] = field(default_factory=dict)  # the [graph] table it was made from
+    partitioning: str = "hash"  # or "own": by a rule of those who partitioned it (own_buckets.py)
 
     @property
     def sources(self) -> list[Mapping[str, Any]]:
@@ -95,6 +96,7 @@ class GraphManifest:
             "batches": list(self.batches),
             "ancestors": list(self.ancestors),
             "config": dict(self.config),
+            "partitioning": self.partitioning,
         }
 
     @staticmethod
@@ -124,6 +126,7 @@ class GraphManifest:
             batches=value["batches"],
             ancestors=value["ancestors"],
             config=value["config"],
+            partitioning=value["partitioning"],
         )
 
 
@@ -173,6 +176,13 @@ class Graph:
         batches = self.manifest.batches[since_batch:]
         changed = {Bucket(*bucket) for batch in batches for bucket in batch["buckets"]}
         return [bucket for bucket in self.buckets(split) if bucket in changed]
+
+    @property
+    def has_times(self) -> bool | None:
+        """Whether edges carry a time; None where there are none."""
+        for split, bucket in self.manifest.edge_files:
+            return self.edges(split, bucket).time is not None
+        return None
 
     def relation_id(self, name: str) -> int:
         names = [relation.name for relation in self.relations]

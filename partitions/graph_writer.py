@@ -7,6 +7,7 @@ batch number in their names beside the old ones and then renames the manifest ov
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from partitions import dictionary, durable, edges, readers
+from partitions import dictionary, durable, edges, readers, sources
 from partitions.config import GraphConfig
 from partitions.dictionary import PARTITION_SHIFT, Workers
 from partitions.durable import FileEntry
@@ -24,6 +25,7 @@ from partitions.graph import MANIFEST, Graph, GraphManifest, slots_of
 from partitions.imported import Imported
 from partitions.last_edges import LastEdges
 from partitions.schema import SPLITS, Bucket, RelationType, Slot
+from partitions.spool import READ_ROWS
 
 
 @dataclass(frozen=True)
@@ -70,10 +72,12 @@ class GraphWriter:
     def append(self, folder: Path) -> WriteReport:
         """Add files to the graph in `folder`; it is the old graph until the manifest is renamed."""
         assert self.base is not None
-        named = self.base.manifest.paths() | {MANIFEST}
-        for path in folder.rglob("*"):  # what a killed append left
-            if path.is_file() and path.relative_to(folder).as_posix() not in named:
+        named = self.base.manifest.paths()
+        for path in [*folder.glob("entities/*/*"), *folder.glob("edges/*/*")]:
+            if path.relative_to(folder).as_posix() not in named:  # what a killed append left
                 path.unlink()
+        for path in folder.glob(f"{MANIFEST}{durable.TEMPORARY}*"):
+            path.unlink()
         manifest, report = self._write(folder)
         durable.sync_tree(folder)
         durable.write_json(folder / MANIFEST, manifest.as_json())
@@ -112,12 +116,16 @@ class GraphWriter:
                     "buckets": sorted({part.bucket for part in written}),
                 }
             ],
-            config=self.config.model_dump(mode="json"),
+            config=self.config.model_dump(mode="json", exclude={"threads"}),
         )
         if self.base is not None:
             manifest = _joined(self.base, manifest)
         untrained = {
-            name: sum(int((~rows).sum()) for rows in parts) for name, parts in self.trained.items()
+            name: sum(
+                int((~rows[start:]).sum())
+                for rows, start in zip(parts, self._known(name), strict=True)
+            )
+            for name, parts in self.trained.items()
         }
         return manifest, WriteReport(
             num_edges, self.skipped, self.dropped, untrained, self.unmatched
@@ -154,29 +162,36 @@ class GraphWriter:
         last = LastEdges(self.config.holdout, self.imported) if self.config.holdout.last else None
 
         def write(bucket: Bucket) -> tuple[list[_Written], int]:
-            found, dropped = [], 0
-            for split, rows in self._splits(bucket, last):
-                kept = self._policies(rows, bucket)
-                dropped += len(rows) - len(kept)
-                if len(kept):
-                    found.append(self._write_bucket(folder, split, bucket, kept, new_id))
-            return found, dropped
+            found, num_kept = [], 0
+            for split in SPLITS:
+                if (written := self._write_bucket(folder, split, bucket, last, new_id)) is not None:
+                    found.append(written)
+                    num_kept += int(written.per_relation.sum())
+            spool = self.imported.spool
+            return found, sum(spool.num_rows_of(split, bucket) for split in SPLITS) - num_kept
 
         results = self.workers.map(write, self.imported.spool.buckets())
         self.dropped = sum(dropped for _, dropped in results)
         written = [part for parts, _ in results for part in parts]
         return sorted(written, key=lambda part: (SPLITS.index(part.split), part.bucket))
 
-    def _splits(self, bucket: Bucket, last: LastEdges | None) -> Iterator[tuple[str, NDArray[Any]]]:
-        if last is None:
-            for split in SPLITS:
-                yield split, self.imported.spool.read(split, bucket)
-            return
-        rows = self.imported.spool.read("train", bucket)
-        places = last.split_of(rows, bucket)
-        for at, split in enumerate(SPLITS):
-            given = self.imported.spool.read(split, bucket) if at else rows[:0]
-            yield split, np.concatenate([rows[places == at], given])
+    def _kept(self, split: str, bucket: Bucket, last: LastEdges | None) -> Iterator[NDArray[Any]]:
+        """The rows of a bucket that stay, in their order and in pieces; in one piece where
+        duplicates are looked for."""
+        pieces = self._of_split(split, bucket, last)
+        if self.config.duplicates != "keep":
+            pieces = iter([np.concatenate([np.empty(0, self.imported.spool.dtype), *pieces])])
+        return map(partial(self._policies, bucket=bucket), pieces)
+
+    def _of_split(
+        self, split: str, bucket: Bucket, last: LastEdges | None
+    ) -> Iterator[NDArray[Any]]:
+        at, spool = SPLITS.index(split), self.imported.spool
+        if last is not None:
+            for rows in spool.read("train", bucket, READ_ROWS):
+                yield rows[last.split_of(rows, bucket) == at]
+        if last is None or at:
+            yield from spool.read(split, bucket, READ_ROWS)
 
     def _policies(self, rows: NDArray[Any], bucket: Bucket) -> NDArray[Any]:
         """The rows that stay, in their order."""
@@ -212,36 +227,50 @@ class GraphWriter:
         folder: Path,
         split: str,
         bucket: Bucket,
-        rows: NDArray[Any],
+        last: LastEdges | None,
         new_id: NDArray[np.uint32],
-    ) -> _Written:
+    ) -> _Written | None:
+        """None where no edge stays. Memory: READ_ROWS edges, or all where duplicates matter."""
+        small = sum(self.imported.spool.num_rows_of(s, bucket) for s in SPLITS) <= READ_ROWS
+        if small or self.config.duplicates != "keep":
+            held = [rows for rows in self._kept(split, bucket, last) if len(rows)]
+            held = [np.concatenate(held)] if len(held) > 1 else held
+            pieces, num_edges = iter(held), sum(map(len, held))
+        else:
+            num_edges = sum(len(rows) for rows in self._kept(split, bucket, last))
+            pieces = self._kept(split, bucket, last)
+        if not num_edges:
+            return None
+        counts = np.zeros(len(self.relations), np.int64)
         names = self.imported.spool.optional
-        if split == "train":
-            self._mark_trained(rows, bucket)
-        rel = new_id[rows["rel"]]
+
+        def as_edges(rows: NDArray[Any]) -> Edges:
+            rel = new_id[rows["rel"]]
+            counts[:] += np.bincount(rel, minlength=len(counts))
+            if split == "train":
+                self._mark_trained(rows, bucket)
+            return Edges(
+                np.ascontiguousarray(rows["lhs"]),
+                rel,
+                np.ascontiguousarray(rows["rhs"]),
+                np.ascontiguousarray(rows["weight"]) if "weight" in names else None,
+                np.ascontiguousarray(rows["time"]) if "time" in names else None,
+            )
+
         path = folder / "edges" / split / f"{bucket.lhs:03}-{bucket.rhs:03}{self.suffix}.arrow"
-        content = Edges(
-            np.ascontiguousarray(rows["lhs"]),
-            rel,
-            np.ascontiguousarray(rows["rhs"]),
-            np.ascontiguousarray(rows["weight"]) if "weight" in names else None,
-            np.ascontiguousarray(rows["time"]) if "time" in names else None,
-        )
-        edges.write(path, content, len(self.relations))
-        counts = np.bincount(rel, minlength=len(self.relations))
+        edges.write_pieces(path, num_edges, map(as_edges, pieces), len(self.relations))
         return _Written(split, bucket, durable.entry_of(folder, path), counts)
 
     def _mark_trained(self, rows: NDArray[Any], bucket: Bucket) -> None:
         # Threads may set the same flag at once: to the same value.
-        for at, name in enumerate(self.imported.relations):
-            config = self.imported.relation_config(name)
-            chosen = rows[rows["rel"] == at] if len(self.imported.relations) > 1 else rows
-            for side, entity_type, part in (
-                ("lhs", config.lhs, bucket.lhs),
-                ("rhs", config.rhs, bucket.rhs),
-            ):
+        configs = [self.imported.relation_config(name) for name in self.imported.relations]
+        for side, part in (("lhs", bucket.lhs), ("rhs", bucket.rhs)):
+            types = np.array([getattr(config, side) for config in configs])
+            for entity_type in dict.fromkeys(types.tolist()):
+                of_type = types == entity_type
+                chosen = rows[side] if of_type.all() else rows[side][of_type[rows["rel"]]]
                 parts = self.trained[entity_type]
-                parts[part if len(parts) > 1 else 0][chosen[side]] = True
+                parts[part if len(parts) > 1 else 0][chosen] = True
 
     # --- entities ---
 
@@ -255,13 +284,13 @@ class GraphWriter:
             name = entity_type.name
             keys = self.imported.dictionaries[name]
             (folder / "entities" / name).mkdir(parents=True, exist_ok=True)
-            known = [
-                self.base.num_rows(slot) if self.base and name in self.base.entity_types else 0
-                for slot in slots_of(entity_type)
-            ]
+            known = self._known(name)
             tables = self._attributes(name, known)
             for slot, start in zip(slots_of(entity_type), known, strict=True):
                 stem = folder / "entities" / name
+                key_files[slot] = []
+                if start and start == keys.num_rows[slot.partition]:
+                    continue  # nothing new here
                 path = stem / f"keys-{slot.partition:03}{self.suffix}.arrow"
                 dictionary.write(path, keys.keys(slot.partition, start))
                 key_files[slot] = [durable.entry_of(folder, path)]
@@ -272,6 +301,12 @@ class GraphWriter:
                         writer.write_table(table)
                     attribute_files[slot] = [durable.entry_of(folder, path)]
         return key_files, attribute_files
+
+    def _known(self, entity_type: str) -> list[int]:
+        """How many rows of each partition the graph has that is appended to."""
+        slots = slots_of(self.imported.types[entity_type])
+        known = self.base is not None and entity_type in self.base.entity_types
+        return [self.base.num_rows(slot) if self.base and known else 0 for slot in slots]
 
     def _attributes(self, entity_type: str, known: list[int]) -> list[pa.Table] | None:
         """One table a partition, rows by offset from known[partition] on; keys that no edge has are
@@ -284,7 +319,7 @@ class GraphWriter:
         sizes = [rows - start for rows, start in zip(keys.num_rows, known, strict=True)]
         cells = [{name: [""] * size for name in names} for size in sizes]
         unmatched = 0
-        for file in readers.expand(self.config.data, config):
+        for file in sources.expand(self.config.data, config):
             rows = 0
             batches = readers.read(
                 file,
@@ -306,9 +341,9 @@ class GraphWriter:
                             cells[part][name][at] = columns[name][row]
             self.sources.append(
                 {
-                    "path": str(file),
-                    "bytes": file.stat().st_size,
-                    "sha256": durable.sha256_of(file),
+                    "path": file.address,
+                    "bytes": file.num_bytes,
+                    "sha256": file.sha256(),
                     "rows": rows,
                 }
             )

@@ -13,9 +13,9 @@ import os
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,16 +26,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from partitions import durable, readers
+from partitions import durable, own_buckets, readers, sources
 from partitions.config import GraphConfig, InputConfig, RelationConfig
 from partitions.dictionary import Dictionary, Workers
 from partitions.errors import BusyError, DataError, InputError, did_you_mean
-from partitions.graph import MANIFEST, Graph
+from partitions.graph import MANIFEST, Graph, slots_of
 from partitions.graph_writer import GraphWriter
 from partitions.hashing import hash_edges, hash_keys
 from partitions.imported import Imported
 from partitions.journal import Journal, JournalEntry
+from partitions.own_buckets import OwnBuckets
 from partitions.schema import SPLITS, EntityType
+from partitions.sources import InputFile
 from partitions.spool import Spool
 
 Progress = Callable[[str, int], None]  # (file, rows read from it since the last call)
@@ -52,7 +54,7 @@ class ImportReport:
     num_entities: dict[str, int]  # of the whole graph
     skipped_rows: int
     dropped_edges: int  # by the policies on duplicates and self-loops
-    untrained_entities: dict[str, int]  # without a training edge
+    untrained_entities: dict[str, int]  # of the entities that are new: without a training edge
     unmatched_attributes: dict[str, int] = field(default_factory=dict)
     resumed: bool = False
 
@@ -75,9 +77,14 @@ def import_graph(
         stack.push(partial(_clear, work))
         stack.enter_context(durable.only_writer(work, "importing into"))
         base = Graph(path) if append else None
+        if base is not None:
+            _check_can_grow(base, config)
         num_threads = config.threads or os.cpu_count() or 1
         pool = stack.enter_context(ThreadPoolExecutor(num_threads, "import"))
-        reading = _Reading(config, work, Workers(pool, num_threads), base, progress)
+        workers = Workers(pool, num_threads)
+        if config.own_buckets is not None:
+            return _take_own(config, path, workers, progress)
+        reading = _Reading(config, work, workers, base, progress)
         imported = reading.run()
         writer = GraphWriter(config, imported, reading.workers, base)
         if base is not None:
@@ -96,8 +103,29 @@ def import_graph(
     )
 
 
+def _take_own(
+    config: GraphConfig, path: Path, workers: Workers, progress: Progress
+) -> ImportReport:
+    with durable.replacing_folder(path) as folder:
+        taken = OwnBuckets(config, workers, progress).write(folder)
+    return ImportReport(taken.num_edges, taken.num_entities, 0, 0, taken.untrained_entities)
+
+
+def _check_can_grow(base: Graph, config: GraphConfig) -> None:
+    if config.own_buckets is not None:
+        raise DataError(
+            "graph.own_buckets can't be appended: they are a whole graph. Import with --replace, "
+            "or name what is new under [[graph.inputs]]."
+        )
+    if base.manifest.partitioning != "hash":
+        raise DataError(
+            f"{base.path} was partitioned elsewhere, by a rule that is not known here, so new keys "
+            "have no partition. Partition the grown graph there, and import it with --replace."
+        )
+
+
 def _clear(work: Path, kind: type[BaseException] | None, *_: object) -> None:
-    """Keep what a later import can go on from: what a kill or a full disk broke off, not bad input."""
+    """Keep what a later import can go on from: what a full disk broke off, say, not bad input."""
     broken_off = kind is not None and not issubclass(kind, InputError)
     if not (broken_off and Journal.exists(work)) and kind is not BusyError:
         shutil.rmtree(work, ignore_errors=True)
@@ -109,27 +137,28 @@ def is_current(config: GraphConfig, path: Path) -> bool:
     if not (path / MANIFEST).exists():
         return False
     manifest = Graph(path).manifest
-    if manifest.config != config.model_dump(mode="json"):
+    if manifest.config != config.model_dump(mode="json", exclude={"threads"}):
         return False
     try:  # a glob may match other files by now
-        files = {str(file) for source in _sources(config) for file in source}
+        files = {file.address: file for source in _sources(config) for file in source}
     except DataError:
         return False
     known = {source["path"]: source for source in manifest.sources}
-    return files == set(known) and all(
-        Path(path).stat().st_size == source["bytes"]
-        and durable.sha256_of(Path(path)) == source["sha256"]
-        for path, source in known.items()
+    return set(files) == set(known) and all(
+        files[address].num_bytes == source["bytes"] and files[address].sha256() == source["sha256"]
+        for address, source in known.items()
     )
 
 
-def _sources(config: GraphConfig) -> Iterator[list[Path]]:
+def _sources(config: GraphConfig) -> Iterator[list[InputFile]]:
     """The files of every input, then of every type's attributes: in the order they are read."""
+    if config.own_buckets is not None:
+        yield own_buckets.files(config)
     for source in config.inputs:
-        yield readers.expand(config.data, source)
+        yield sources.expand(config.data, source)
     for entity in config.entities.values():
         if entity.attributes is not None:
-            yield readers.expand(config.data, entity.attributes)
+            yield sources.expand(config.data, entity.attributes)
 
 
 class _Reading:
@@ -149,6 +178,7 @@ class _Reading:
         }
         self.dictionaries = {t.name: Dictionary(t.num_partitions) for t in self.types.values()}
         self.relations: list[str] = []  # in the order of first sight
+        self._relation_ids: dict[str, int] = {}
         self._relation_hashes: list[np.uint64] = []
         if base is not None:
             self._begin_from(base)
@@ -156,7 +186,7 @@ class _Reading:
             if name != "*" and name not in self.relations:
                 self._add_relation(name)
         columns = {name for source in config.inputs for name in source.resolved_columns}
-        optional = [name for name in ("weight",) if name in columns]
+        optional = ["weight"] if "weight" in columns or config.duplicates == "sum" else []
         optional += ["time"] if "timestamp" in columns else []
         optional += ["number"] if config.holdout.last else []
         parts = max(t.num_partitions for t in self.types.values())
@@ -164,9 +194,16 @@ class _Reading:
         self.sources: list[dict[str, Any]] = []
         self.skipped = self.num_read = 0
         self.journal = Journal(work)
+        files = [
+            (source, file)
+            for source in config.inputs
+            for file in sources.expand(config.data, source)
+        ]
+        self._files = _new_files(files, base) if base else files
         identity = {
             "config": config.model_dump(mode="json", exclude={"threads"}),
             "base": base.digest if base else None,
+            "files": [_stamp(file) for _, file in self._files],
         }
         self._resume_at = self.journal.open(identity, self._restore)
 
@@ -175,45 +212,70 @@ class _Reading:
         return self._resume_at is not None
 
     def _begin_from(self, base: Graph) -> None:
-        for name, dictionary in self.dictionaries.items():
-            known = base.entity_types.get(name)
-            if known and known.num_partitions != dictionary.num_partitions:
+        """Take the graph's places and relations, which the config may add to but not change."""
+        for name, known in base.entity_types.items():
+            if name not in self.types:
+                raise DataError(
+                    f"{base.path} has entities of type {name}, the config none: an append can't "
+                    f"take them away. Put [graph.entities.{name}] back."
+                )
+            if known.num_partitions != self.types[name].num_partitions:
                 raise DataError(
                     f"{base.path} has {known.num_partitions} partitions of {name}, the config "
-                    f"{dictionary.num_partitions}: they can't change. Set "
+                    f"{self.types[name].num_partitions}: they can't change. Set "
                     f"graph.entities.{name}.partitions back, or import anew with --replace."
                 )
-            if known:
-                dictionary.encode(base.all_keys(name), self.workers)
+            self._check_attributes(base, name)
+            for slot in slots_of(known):
+                self.dictionaries[name].encode(base.keys(slot), self.workers)
         for relation in base.relations:
+            found = self.config.relations.get(relation.name) or self.config.relations.get("*")
+            if found is None or (found.lhs, found.rhs) != (relation.lhs, relation.rhs):
+                raise DataError(
+                    f"{base.path} has the relation {relation.name} from {relation.lhs} to "
+                    f"{relation.rhs}, the config another or none: an append can't change it. Put "
+                    f"[graph.relations.{relation.name}] back, or import anew with --replace."
+                )
             self._add_relation(relation.name)
+        timed = {"timestamp" in source.resolved_columns for source in self.config.inputs}
+        if base.has_times is not None and timed != {base.has_times}:
+            one, other = ("has", "have none") if base.has_times else ("has no", "have them")
+            raise DataError(
+                f"{base.path} {one} timestamps and the config's inputs {other}: all of a graph's "
+                "edges carry a time or none does. Mend graph.inputs, or import anew with --replace."
+            )
+
+    def _check_attributes(self, base: Graph, name: str) -> None:
+        old, attributes = base.attributes(name), self.config.entities[name].attributes
+        before = set(old.column_names) if old is not None else set()
+        now = set(attributes.columns) - {"key"} if attributes is not None else set()
+        if before != now:
+            raise DataError(
+                f"{base.path} has the attributes {', '.join(sorted(before)) or 'none'} of {name}, "
+                f"the config {', '.join(sorted(now)) or 'none'}: they can't change. Put "
+                f"[graph.entities.{name}.attributes] back, or import anew with --replace."
+            )
 
     def run(self) -> Imported:
-        files = [
-            (source, file)
-            for source in self.config.inputs
-            for file in readers.expand(self.config.data, source)
-        ]
-        if self.base is not None:
-            files = _new_files(files, self.base)
-        files_done, batches_done = self._resume_at or (0, 0)
+        files_done, rows_done = self._resume_at or (0, 0)
         last_entry = monotonic()
-        for at, (source, file) in enumerate(files[files_done:], start=files_done):
-            skip = batches_done if at == files_done else 0
+        for at, (source, file) in enumerate(self._files[files_done:], start=files_done):
+            done = rows_done if at == files_done else 0
             rows, skipped_before = 0, self.skipped
-            for number, batch in enumerate(_ahead(self._batches(file, source)), start=1):
-                rows += len(batch)
-                if number > skip:
-                    self._add(batch, source)
-                self.progress(file.name, len(batch))
-                if self.spool.is_full:
-                    self.spool.flush()
-                    if monotonic() - last_entry > _JOURNAL_S:
-                        self._note(at, number, skipped_before)
-                        last_entry = monotonic()
+            with closing(_ahead(self._batches(file, source))) as batches:
+                for batch in batches:
+                    if rows + len(batch) > done:
+                        self._add(batch.slice(max(done - rows, 0)), source)
+                    rows += len(batch)
+                    self.progress(file.base_name, len(batch))
+                    if self.spool.is_full:
+                        self.spool.flush()
+                        if monotonic() - last_entry > _JOURNAL_S:
+                            self._note(at, rows, skipped_before)
+                            last_entry = monotonic()
             self._note_source(file, rows)
         self.spool.flush()
-        self._note(len(files), 0, self.skipped)
+        self._note(len(self._files), 0, self.skipped)
         return Imported(
             self.types,
             self.dictionaries,
@@ -224,7 +286,7 @@ class _Reading:
             self.skipped,
         )
 
-    def _batches(self, file: Path, source: InputConfig) -> Iterator[pa.RecordBatch]:
+    def _batches(self, file: InputFile, source: InputConfig) -> Iterator[pa.RecordBatch]:
         return readers.read(
             file,
             source,
@@ -238,12 +300,12 @@ class _Reading:
     def _skip(self, count: int) -> None:
         self.skipped += count
 
-    def _note_source(self, file: Path, rows: int) -> None:
+    def _note_source(self, file: InputFile, rows: int) -> None:
         self.sources.append(
             {
-                "path": str(file),
-                "bytes": file.stat().st_size,
-                "sha256": durable.sha256_of(file),
+                "path": file.address,
+                "bytes": file.num_bytes,
+                "sha256": file.sha256(),
                 "rows": rows,
             }
         )
@@ -255,13 +317,15 @@ class _Reading:
         configs = [self._relation_config(name) for name in self.relations]
         kinds = list(dict.fromkeys((c.lhs, c.rhs) for c in configs))
         kind_of_rel = np.array([kinds.index((c.lhs, c.rhs)) for c in configs])
-        present = np.unique(kind_of_rel[rel]) if len(rel) else np.empty(0, np.int64)
-        for kind in present.tolist():
+        present = [0] if len(kinds) == 1 else np.unique(kind_of_rel[rel]).tolist()
+        for kind in present:
             if len(present) == 1:
-                self._add_kind(batch, rel, kinds[kind], source)
+                places = np.arange(len(batch))
+                self._add_kind(batch, rel, places, kinds[kind], source)
             else:
-                rows = np.flatnonzero(kind_of_rel[rel] == kind)
-                self._add_kind(batch.take(pa.array(rows)), rel[rows], kinds[kind], source)
+                places = np.flatnonzero(kind_of_rel[rel] == kind)
+                chosen = batch.take(pa.array(places))
+                self._add_kind(chosen, rel[places], places, kinds[kind], source)
         self.num_read += len(batch)
 
     def _relations_of(self, batch: pa.RecordBatch, source: InputConfig) -> NDArray[np.uint32]:
@@ -272,12 +336,13 @@ class _Reading:
         return np.array(ids, np.uint32)[coded.indices.to_numpy()]
 
     def _relation_id(self, name: str) -> int:
-        if name not in self.relations:
+        if name not in self._relation_ids:
             self._relation_config(name)
             self._add_relation(name)
-        return self.relations.index(name)
+        return self._relation_ids[name]
 
     def _add_relation(self, name: str) -> None:
+        self._relation_ids[name] = len(self.relations)
         self.relations.append(name)
         self._relation_hashes.append(hash_keys(pa.array([name]))[0])
 
@@ -294,10 +359,11 @@ class _Reading:
         self,
         batch: pa.RecordBatch,
         rel: NDArray[np.uint32],
+        places: NDArray[np.int64],
         kind: tuple[str, str],
         source: InputConfig,
     ) -> None:
-        """Edges whose relations share their entity types, (lhs, rhs)."""
+        """Edges whose relations share their entity types, (lhs, rhs); places: in their batch."""
         lhs, lhs_hash = self.dictionaries[kind[0]].encode(batch.column("lhs"), self.workers)
         rhs, rhs_hash = self.dictionaries[kind[1]].encode(batch.column("rhs"), self.workers)
         rows = np.empty(len(batch), self.spool.dtype)
@@ -308,7 +374,9 @@ class _Reading:
         if "time" in self.spool.optional:
             rows["time"] = batch.column("timestamp").to_numpy()
         if "number" in self.spool.optional:
-            rows["number"] = self.num_read + np.arange(len(batch))
+            # A row whose split is given is not one to choose from: last_edges.py passes it over.
+            drawn = source.split is None
+            rows["number"] = self.num_read + places if drawn else -1
         split = self._split(rel, lhs_hash, rhs_hash, rows, source)
         lhs_binds, rhs_binds = (self.types[name].num_partitions > 1 for name in kind)
         self.spool.add(rows, lhs, rhs, split, lhs_binds, rhs_binds)
@@ -342,13 +410,13 @@ class _Reading:
 
     # --- the journal ---
 
-    def _note(self, files_done: int, batches_done: int, skipped: int) -> None:
+    def _note(self, files_done: int, rows_done: int, skipped: int) -> None:
         """skipped: rows left out before the file that is being read; that one is read again."""
         self.spool.sync()
         self.journal.write(
             JournalEntry(
                 files_done=files_done,
-                batches_done=batches_done,
+                rows_done=rows_done,
                 spool_rows=dict(self.spool.num_rows),
                 relations=self.relations,
                 sources=self.sources,
@@ -358,7 +426,10 @@ class _Reading:
             self.dictionaries,
         )
 
-    def _restore(self, entry: JournalEntry, keys: Iterable[tuple[str, pa.Array]]) -> None:
+    def _restore(self, entry: JournalEntry, keys: Iterable[tuple[str, pa.Array]]) -> bool:
+        """Whether the spool still holds what the entry says; else nothing is restored."""
+        if not self.spool.holds(entry.spool_rows):
+            return False
         for name, texts in keys:
             self.dictionaries[name].encode(texts, self.workers)
         for name in entry.relations:
@@ -367,21 +438,23 @@ class _Reading:
         self.spool.restore(entry.spool_rows)
         self.sources, self.skipped = list(entry.sources), entry.skipped
         self.num_read = entry.num_read
+        return True
 
 
 def _new_files(
-    files: list[tuple[InputConfig, Path]], base: Graph
-) -> list[tuple[InputConfig, Path]]:
+    files: list[tuple[InputConfig, InputFile]], base: Graph
+) -> list[tuple[InputConfig, InputFile]]:
     """Those that the graph was not made from yet; one that changed since is an error."""
     known = {source["path"]: source for source in base.manifest.sources}
+    imported_ns = (base.path / MANIFEST).stat().st_mtime_ns
     for _, file in files:
-        source = known.get(str(file))
-        if source and file.stat().st_size != source["bytes"]:
+        source = known.get(file.address)
+        if source and _has_changed(file, source, imported_ns):
             raise DataError(
                 f"{file} has changed since it was imported. Append what is new as a file of its "
                 "own, or import anew with --replace."
             )
-    new = [(source, file) for source, file in files if str(file) not in known]
+    new = [(source, file) for source, file in files if file.address not in known]
     if not new:
         raise DataError(
             f"{base.path} was made from all {len(files)} input files already: there is nothing to "
@@ -390,7 +463,19 @@ def _new_files(
     return new
 
 
-def _ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+def _stamp(file: InputFile) -> list[Any]:
+    """What tells whether a file is the one that a killed import was reading."""
+    return [file.address, file.num_bytes, file.modified_ns]
+
+
+def _has_changed(file: InputFile, source: Mapping[str, Any], since_ns: int) -> bool:
+    """By size; by digest only where the file's date is later, or an append would read all again."""
+    if file.num_bytes != source["bytes"]:
+        return True
+    return file.modified_ns > since_ns and file.sha256() != source["sha256"]
+
+
+def _ahead(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
     """The same items, made by a thread that is up to `depth` items ahead."""
     ready: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()

@@ -4,9 +4,11 @@
     keys/NNNNNN.TYPE.arrow  keys that a dictionary learnt between two entries: large_string `key`,
                             partition by partition, each in the order of offsets
 
-Entries only ever name files that were fsynced before them.
+Entries only ever name files that were fsynced before them. Where one is damaged all the same, or
+is of another import, the import begins anew.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,7 +20,11 @@ import pyarrow as pa
 
 from partitions import dictionary, durable
 from partitions.dictionary import Dictionary
+from partitions.durable import FileEntry
+from partitions.errors import DataError
 from partitions.spool import Place
+
+_log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 _NAME = "journal.json"
@@ -27,7 +33,7 @@ _NAME = "journal.json"
 @dataclass(frozen=True)
 class JournalEntry:
     files_done: int
-    batches_done: int  # of the file after those
+    rows_done: int  # of the file after those
     spool_rows: Mapping[Place, int]
     relations: list[str]
     sources: list[dict[str, Any]]
@@ -44,13 +50,16 @@ class JournalEntry:
         return JournalEntry(**(dict(value) | {"spool_rows": rows}))
 
 
-Restore = Callable[[JournalEntry, Iterable[tuple[str, pa.Array]]], None]
+# False: what the entry speaks of is not there, and nothing was restored.
+Restore = Callable[[JournalEntry, Iterable[tuple[str, pa.Array]]], bool]
 
 
 class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._segments: list[tuple[str, str]] = []  # (entity type, file) of all entries so far
+        self._segments: list[
+            tuple[str, FileEntry]
+        ] = []  # (entity type, file) of all entries so far
         self._num_rows: dict[str, list[int]] = {}  # of each dictionary, at the last entry
         self._identity: Mapping[str, Any] = {}
 
@@ -61,41 +70,41 @@ class Journal:
     def open(self, identity: Mapping[str, Any], restore: Restore) -> tuple[int, int] | None:
         """Go on from the entry of an import of the same identity, else begin with nothing.
 
-        Returns (files, batches of the next file) that are done, or None. An entry whose source
-        files have changed since is not gone on from.
+        Returns (files, rows of the next file) that are done, or None.
         """
         self._identity = identity
-        found = self._read()
-        if found is None:
+        entry = self._read()
+        if entry is None or not restore(entry, self._keys()):
+            self._segments, self._num_rows = [], {}
             for path in self.folder.iterdir():
                 if path.name != "lock":
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
             (self.folder / "spool").mkdir()
             (self.folder / "keys").mkdir()
             return None
-        entry, value = found
-        self._segments = [(name, file) for name, file in value["segments"]]
-        self._num_rows = value["num_rows"]
-        restore(entry, self._keys())
-        return entry.files_done, entry.batches_done
+        return entry.files_done, entry.rows_done
 
-    def _read(self) -> tuple[JournalEntry, Mapping[str, Any]] | None:
-        path = self.folder / _NAME
-        if not path.exists():
+    def _read(self) -> JournalEntry | None:
+        if not self.exists(self.folder):
             return None
-        value = durable.read_json(path, f"Remove {self.folder} to import from the start.")
-        if value["format_version"] != FORMAT_VERSION or value["identity"] != self._identity:
-            return None
-        entry = JournalEntry.from_json(value["entry"])
-        for source in entry.sources:
-            file = Path(source["path"])
-            if not file.is_file() or file.stat().st_size != source["bytes"]:
+        try:
+            value = durable.read_json(self.folder / _NAME, "")
+            if value["format_version"] != FORMAT_VERSION or value["identity"] != self._identity:
                 return None
-        return entry, value
+            self._segments = [(name, FileEntry(**file)) for name, file in value["segments"]]
+            self._num_rows = value["num_rows"]
+            for _, file in self._segments:
+                durable.verify(self.folder, file, "")
+            return JournalEntry.from_json(value["entry"])
+        except (DataError, KeyError, TypeError, ValueError) as error:
+            _log.warning(
+                "%s: what is left of it is damaged (%s): starting anew", self.folder, error
+            )
+            return None
 
     def _keys(self) -> Iterator[tuple[str, pa.Array]]:
-        for entity_type, name in self._segments:
-            yield entity_type, dictionary.read(self.folder / "keys" / name)
+        for entity_type, file in self._segments:
+            yield entity_type, dictionary.read(self.folder / file.path)
 
     def write(self, entry: JournalEntry, dictionaries: Mapping[str, Dictionary]) -> None:
         """Note that everything up to here is on disk; the spool must be synced already."""
@@ -109,7 +118,7 @@ class Journal:
             dictionary.write(path, pa.concat_arrays(new))
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            self._segments.append((entity_type, name))
+            self._segments.append((entity_type, durable.entry_of(self.folder, path)))
             self._num_rows[entity_type] = keys.num_rows
         durable.write_json(
             self.folder / _NAME,
@@ -117,7 +126,7 @@ class Journal:
                 "format_version": FORMAT_VERSION,
                 "identity": self._identity,
                 "entry": entry.as_json(),
-                "segments": self._segments,
+                "segments": [(name, file.as_json()) for name, file in self._segments],
                 "num_rows": self._num_rows,
             },
         )

@@ -1,7 +1,8 @@
 """Leave-last-out: of each lhs, which edge came last (test) and which before it (valid).
 
 Later means a later time, and among equal times a later place in the input. An lhs with fewer than
-three edges keeps them all for training. Memory: 40 bytes an entity of the lhs types.
+three edges keeps them all for training. Edges of an input with a split of its own count for nothing
+here: their number is -1. Memory: 40 bytes an entity of the lhs types.
 """
 
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from partitions.config import HoldoutConfig
 from partitions.imported import Imported
 from partitions.schema import SPLITS, Bucket
+from partitions.spool import READ_ROWS
 
 _TIME, _NUMBER, _TIME_BEFORE, _NUMBER_BEFORE, _COUNT = range(5)
 _ENOUGH = 3
@@ -45,18 +47,18 @@ class LastEdges:
                 found[:, _COUNT] = 0
                 self._found.setdefault(name, []).append(found)
         for bucket in imported.spool.buckets():
-            rows = imported.spool.read("train", bucket)
-            for found, at in self._by_type(rows, bucket):
-                _note(found, rows["lhs"][at], rows["time"][at], rows["number"][at])
+            for rows in imported.spool.read("train", bucket, READ_ROWS):
+                for found, at in self._by_type(rows, bucket):
+                    _note(found, rows["lhs"][at], rows["time"][at], rows["number"][at])
 
     def _by_type(
         self, rows: NDArray[Any], bucket: Bucket
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """(what was found of an lhs type's partition, the rows of that type)."""
-        types = self._lhs_type[rows["rel"]]
         for name, parts in self._found.items():
             found = parts[bucket.lhs if len(parts) > 1 else 0]
-            yield found, np.flatnonzero((types == name) & self._chosen[rows["rel"]])
+            chosen = (self._lhs_type == name) & self._chosen
+            yield found, np.flatnonzero(chosen[rows["rel"]] & (rows["number"] >= 0))
 
     def split_of(self, rows: NDArray[Any], bucket: Bucket) -> NDArray[np.int8]:
         """int8 [rows] places in SPLITS."""

@@ -1,21 +1,18 @@
 """Raw files -> Arrow record batches of string columns.
 
 Text goes through Arrow's block parser. Where it meets a malformed line it can't say which, so the
-file is read once more, line by line, only to name the line: the fast path stays free of counting.
+file is read once more, line by line, only to name the line: the fast file stays free of counting.
 """
 
 import csv
 import gzip
 import io
-import math
 import sys
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
 import pyarrow as pa
@@ -23,35 +20,29 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
+from partitions import json_lines, sources
+from partitions.cells import as_floats, as_seconds, as_strings, seconds_of
 from partitions.config import Column, SourceConfig
 from partitions.errors import DataError, did_you_mean
+from partitions.sources import InputFile, broken
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 8 << 20  # of text; the batches of a file depend on it, not on the number of threads
+_BATCH_ROWS = 1 << 18
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _COLUMN_SEPARATOR = "\x1f"  # stands in for a delimiter of several characters
 
 
-def expand(folder: Path, source: SourceConfig) -> list[Path]:
-    """The files a source names, sorted; a DataError where there are none."""
-    parts = Path(source.path)
-    base, pattern = (
-        (Path(parts.anchor), parts.relative_to(parts.anchor))
-        if parts.anchor
-        else (
-            folder,
-            parts,
-        )
-    )
-    found = sorted(p for p in base.glob(str(pattern)) if p.is_file())
-    if not found:
-        raise DataError(
-            f"{base / pattern} is missing: no such file. Mend the path (it starts from graph.data)."
-        )
-    return found
+class _Wanted(NamedTuple):
+    """The columns of a batch, and how each is read."""
+
+    columns: dict[str, Column]
+    floats: tuple[str, ...]
+    times: tuple[str, ...]
+    optional: tuple[str, ...]
 
 
 def read(
-    path: Path,
+    file: InputFile,
     source: SourceConfig,
     columns: dict[str, Column],
     *,
@@ -62,7 +53,7 @@ def read(
     optional: tuple[str, ...] = (),
 ) -> Iterator[pa.RecordBatch]:
     """Batches with exactly the columns `columns` names, as strings (`floats` as float32, `times` as
-    int64 seconds since 1970 UTC).
+    int64 seconds since 1970 UTC). They are the same whatever the number of threads.
 
     Only columns named in `optional` may be empty.
 
@@ -70,67 +61,20 @@ def read(
     archive, an unknown column, an empty or missing value. With skip_bad such rows are left out and
     counted by on_skipped.
     """
-    reader = _FORMATS[source.format or _format_of(path, source)]
+    wanted = _Wanted(columns, floats, times, optional)
+    reader = _FORMATS[sources.format_of(file, source)]
     try:
-        for batch in reader(path, source, columns, skip_bad, on_skipped):
-            yield _checked(
-                batch, path, source, columns, skip_bad, on_skipped, floats, times, optional
-            )
+        for batch in reader(file, source, wanted, skip_bad, on_skipped):
+            yield _checked(batch, file, source, wanted, skip_bad, on_skipped)
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError, zipfile.BadZipFile) as error:
-        raise _broken(path, error) from None
+        raise broken(file, error) from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise _broken(path, error) from None
-
-
-def _broken(path: Path, error: Exception) -> DataError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
-    return DataError(f"{path} can't be read: {reason}. Copy or export the file again.")
-
-
-def _format_of(path: Path, source: SourceConfig) -> str:
-    endings = Path(source.member or path).suffixes
-    if ".parquet" in endings:
-        return "parquet"
-    return "arrow" if {".arrow", ".feather", ".ipc"} & set(endings) else "text"
+        raise broken(file, error) from None
 
 
 # --- text ----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _bytes_of(path: Path, source: SourceConfig) -> Iterator[IO[bytes]]:
-    """The decompressed bytes of a file or of one member of an archive."""
-    with ExitStack() as stack:
-        if source.member is not None:
-            yield _member(stack, path, source.member)
-        elif path.suffix == ".gz":
-            gz = stack.enter_context(gzip.GzipFile(path, "rb"))
-            yield cast(IO[bytes], gz)
-        elif path.suffix == ".zst":
-            yield stack.enter_context(pa.input_stream(str(path), compression="zstd"))
-        else:
-            yield stack.enter_context(path.open("rb"))
-
-
-def _member(stack: ExitStack, path: Path, member: str) -> IO[bytes]:
-    if path.suffix == ".zip":
-        archive = stack.enter_context(zipfile.ZipFile(path))
-        names = archive.namelist()
-        if member in names:
-            try:
-                return stack.enter_context(archive.open(member))
-            except (RuntimeError, OSError) as error:  # encrypted, unknown compression, damaged
-                raise zipfile.BadZipFile(str(error)) from None
-    else:
-        tar = stack.enter_context(tarfile.TarFile.open(path))
-        names = tar.getnames()
-        while tar.fileobj is not None and tar.fileobj.read(_BLOCK_BYTES):
-            pass  # to the end, where the compressed file's checksum is
-        if member in names and (file := tar.extractfile(member)) is not None:
-            return stack.enter_context(file)
-    raise DataError(f"{path} has no member {member}. {did_you_mean(member, names)}")
 
 
 class _OneDelimiter(io.RawIOBase):
@@ -159,14 +103,15 @@ class _OneDelimiter(io.RawIOBase):
 
 
 def _read_text(
-    path: Path,
+    file: InputFile,
     source: SourceConfig,
-    columns: dict[str, Column],
+    wanted: _Wanted,
     skip_bad: bool,
     on_skipped: Callable[[int], None],
 ) -> Iterator[pa.RecordBatch]:
-    names, width, header_lines = _text_columns(path, source, columns)
-    delimiter = _delimiter(path, source)
+    columns = wanted.columns
+    names, width, header_lines = _text_columns(file, source, columns)
+    delimiter = _delimiter(file, source)
     # The block parser knows only delimiters of one ASCII character.
     stand_in = len(delimiter) > 1 or not delimiter.isascii()
     bad = 0
@@ -178,7 +123,7 @@ def _read_text(
         bad += 1
         return "skip" if skip_bad else "error"
 
-    with _bytes_of(path, source) as stream:
+    with sources.opened(file, source.member) as stream:
         if stand_in:
             stream = io.BufferedReader(
                 _OneDelimiter(stream, delimiter.encode(source.encoding), _COLUMN_SEPARATOR.encode())
@@ -209,21 +154,22 @@ def _read_text(
                 )
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
             rows = (
-                last_line for _, last_line, _ in _rows(path, source) if last_line > header_lines
+                last_line for _, last_line, _ in _rows(file, source) if last_line > header_lines
             )
             if "Empty CSV file" in str(error) or next(rows, None) is None:
                 return
             garbled = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error)
             find = _bad_bytes if garbled else _bad_line
-            raise find(path, source, columns) or _broken(path, error) from None
+            raise find(file, source, columns) or broken(file, error) from None
     if bad:
         on_skipped(bad)
 
 
-def _delimiter(path: Path, source: SourceConfig) -> str:
+def _delimiter(file: InputFile, source: SourceConfig) -> str:
     if source.delimiter is not None:
         return source.delimiter
-    return "," if ".csv" in Path(source.member or path).suffixes else "\t"
+    endings = PurePosixPath(source.member).suffixes if source.member else file.suffixes
+    return "," if ".csv" in endings else "\t"
 
 
 def _has_header(source: SourceConfig, columns: dict[str, Column]) -> bool:
@@ -238,12 +184,12 @@ class _Row(NamedTuple):
     cells: list[str]
 
 
-def _rows(path: Path, source: SourceConfig) -> Iterator[_Row]:
+def _rows(file: InputFile, source: SourceConfig) -> Iterator[_Row]:
     """Every row, blank lines too: the slow twin of the block parser."""
-    delimiter = _delimiter(path, source)
+    delimiter = _delimiter(file, source)
     encoding = "utf-8-sig" if source.encoding.lower() in ("utf-8", "utf8") else source.encoding
     with (
-        _bytes_of(path, source) as stream,
+        sources.opened(file, source.member) as stream,
         # newline="": lines end where the block parser ends them, and not at U+2028 and its like.
         io.TextIOWrapper(cast(Any, stream), encoding, "replace", newline="") as lines,
     ):
@@ -263,11 +209,11 @@ def _is_blank(text: str) -> bool:
 
 
 def _text_columns(
-    path: Path, source: SourceConfig, columns: dict[str, Column]
+    file: InputFile, source: SourceConfig, columns: dict[str, Column]
 ) -> tuple[dict[str, int], int, int]:
     """Column name -> position; how many columns the first row has; lines up to the header's end."""
-    delimiter = _delimiter(path, source)
-    rows = (row for row in _rows(path, source) if not _is_blank(delimiter.join(row.cells)))
+    delimiter = _delimiter(file, source)
+    rows = (row for row in _rows(file, source) if not _is_blank(delimiter.join(row.cells)))
     _, last_line, first = next(rows, _Row(0, 0, []))
     has_header = _has_header(source, columns)
     header = [cell.strip() for cell in first] if has_header else []
@@ -276,7 +222,7 @@ def _text_columns(
         if isinstance(column, str):
             if first and column not in header:
                 hint = did_you_mean(column, header)
-                raise DataError(f"{path}:1: the header has no column {column}. {hint}")
+                raise DataError(f"{file}:1: the header has no column {column}. {hint}")
             positions[name] = header.index(column) if first else 0
         else:
             positions[name] = column
@@ -286,27 +232,29 @@ def _text_columns(
     return positions, width, last_line if has_header else 0
 
 
-def _bad_line(path: Path, source: SourceConfig, columns: dict[str, Column]) -> DataError | None:
+def _bad_line(
+    file: InputFile, source: SourceConfig, columns: dict[str, Column]
+) -> DataError | None:
     """The sentence about the first malformed line, found by reading the file again."""
-    _, width, header_lines = _text_columns(path, source, columns)
-    delimiter = _delimiter(path, source)
+    _, width, header_lines = _text_columns(file, source, columns)
+    delimiter = _delimiter(file, source)
     kind = {"\t": "tab", ",": "comma"}.get(delimiter, "delimiter")
-    for first_line, last_line, cells in _rows(path, source):
+    for first_line, last_line, cells in _rows(file, source):
         blank = last_line <= header_lines or _is_blank(delimiter.join(cells))
         if len(cells) != width and not blank:
             return DataError(
-                f"{_line(path, source, first_line)}: expected {width} {kind}-separated columns "
+                f"{_line(file, source, first_line)}: expected {width} {kind}-separated columns "
                 f"({', '.join(columns)}), found {len(cells)}. {_FIX}"
             )
     return None
 
 
-def _bad_bytes(path: Path, source: SourceConfig, _: dict[str, Column]) -> DataError | None:
+def _bad_bytes(file: InputFile, source: SourceConfig, _: dict[str, Column]) -> DataError | None:
     """The sentence about the first line that is not in the source's encoding."""
-    for first_line, _last_line, cells in _rows(path, source):
+    for first_line, _last_line, cells in _rows(file, source):
         if any("\ufffd" in cell for cell in cells):
             return DataError(
-                f"{_line(path, source, first_line)}: the bytes are not {source.encoding}. "
+                f"{_line(file, source, first_line)}: the bytes are not {source.encoding}. "
                 'Name the file\'s encoding beside its path, such as encoding = "latin-1".'
             )
     return None
@@ -315,39 +263,78 @@ def _bad_bytes(path: Path, source: SourceConfig, _: dict[str, Column]) -> DataEr
 _FIX = "Fix the line, or import with graph.skip_bad=true to count and skip such lines."
 
 
-def _line(path: Path, source: SourceConfig, number: int) -> str:
+def _line(file: InputFile, source: SourceConfig, number: int) -> str:
     inside = f"!{source.member}" if source.member else ""
-    return f"{path}{inside}:{number}"
+    return f"{file}{inside}:{number}"
+
+
+# --- JSON lines ----------------------------------------------------------------------------------
+
+
+def _read_json(
+    file: InputFile,
+    source: SourceConfig,
+    wanted: _Wanted,
+    skip_bad: bool,
+    on_skipped: Callable[[int], None],
+) -> Iterator[pa.RecordBatch]:
+    fields = _json_fields(file, wanted)
+    with sources.opened(file, source.member) as stream:
+        try:
+            yield from json_lines.read(
+                stream, fields, _BLOCK_BYTES, skip_bad=skip_bad, on_skipped=on_skipped
+            )
+        except json_lines.Flaw as flaw:
+            raise _flawed(file, source, flaw) from None
+
+
+def _json_fields(file: InputFile, wanted: _Wanted) -> json_lines.Fields:
+    names = {}
+    for name, column in wanted.columns.items():
+        if isinstance(column, int):
+            raise DataError(
+                f"{file}: the fields of JSON lines have names, no positions, found {column} for "
+                f'{name}. Name each, such as columns = {{lhs = "user", rhs = "item.id"}}.'
+            )
+        names[name] = column
+    return json_lines.Fields(names, wanted.floats, wanted.times, wanted.optional)
+
+
+def _flawed(file: InputFile, source: SourceConfig, flaw: json_lines.Flaw) -> DataError:
+    return DataError(f"{_line(file, source, flaw.line)}: {flaw.what}. {_FIX}")
 
 
 # --- Parquet and Arrow ---------------------------------------------------------------------------
 
 
 def _read_parquet(
-    path: Path, source: SourceConfig, columns: dict[str, Column], *_: Any
+    file: InputFile, source: SourceConfig, wanted: _Wanted, *_: Any
 ) -> Iterator[pa.RecordBatch]:
-    with pq.ParquetFile(path) as file:
-        names = _named_columns(path, columns, file.schema_arrow.names)
-        for batch in file.iter_batches(columns=list(names.values()), batch_size=1 << 18):
+    far = file.local is None  # then neighbouring reads are asked for together
+    with file.open_random(mapped=False) as opened, pq.ParquetFile(opened, pre_buffer=far) as table:
+        names = _named_columns(file, wanted.columns, table.schema_arrow.names)
+        for batch in table.iter_batches(columns=list(names.values()), batch_size=_BATCH_ROWS):
             yield pa.record_batch({name: batch.column(column) for name, column in names.items()})
 
 
 def _read_arrow(
-    path: Path, source: SourceConfig, columns: dict[str, Column], *_: Any
+    file: InputFile, source: SourceConfig, wanted: _Wanted, *_: Any
 ) -> Iterator[pa.RecordBatch]:
-    with pa.memory_map(str(path)) as file:
+    with file.open_random() as opened:
         try:
-            reader = pa.ipc.open_file(file)
+            reader = pa.ipc.open_file(opened)
             batches: Iterator[pa.RecordBatch] = map(
                 reader.get_batch, range(reader.num_record_batches)
             )
         except pa.ArrowInvalid:
-            file.seek(0)
-            reader = pa.ipc.open_stream(file)
-            batches = _stream_batches(reader, file)
-        names = _named_columns(path, columns, reader.schema.names)
+            opened.seek(0)
+            reader = pa.ipc.open_stream(opened)
+            batches = _stream_batches(reader, opened)
+        names = _named_columns(file, wanted.columns, reader.schema.names)
         for batch in batches:
-            yield pa.record_batch({name: batch.column(column) for name, column in names.items()})
+            found = pa.record_batch({name: batch.column(column) for name, column in names.items()})
+            for start in range(0, len(found), _BATCH_ROWS):  # some write all rows as one batch
+                yield found.slice(start, _BATCH_ROWS)
 
 
 def _stream_batches(reader: Any, file: Any) -> Iterator[pa.RecordBatch]:
@@ -359,27 +346,32 @@ def _stream_batches(reader: Any, file: Any) -> Iterator[pa.RecordBatch]:
         raise EOFError("the Arrow stream has no end mark, so it was truncated")
 
 
-def _named_columns(path: Path, columns: dict[str, Column], known: list[str]) -> dict[str, str]:
+def _named_columns(file: InputFile, columns: dict[str, Column], known: list[str]) -> dict[str, str]:
     names = {}
     for name, column in columns.items():
         if isinstance(column, int):
             if column >= len(known):
                 raise DataError(
-                    f"{path} has {len(known)} columns, so there is no column {column} "
+                    f"{file} has {len(known)} columns, so there is no column {column} "
                     f"(counted from 0) for {name}. Known here: {', '.join(known)}."
                 )
             column = known[column]
         if column not in known:
-            raise DataError(f"{path} has no column {column}. {did_you_mean(column, known)}")
+            raise DataError(f"{file} has no column {column}. {did_you_mean(column, known)}")
         if known.count(column) > 1:
             raise DataError(
-                f"{path} has {known.count(column)} columns {column}. Rename all but one."
+                f"{file} has {known.count(column)} columns {column}. Rename all but one."
             )
         names[name] = column
     return names
 
 
-_FORMATS = {"text": _read_text, "parquet": _read_parquet, "arrow": _read_arrow}
+_FORMATS = {
+    "text": _read_text,
+    "json": _read_json,
+    "parquet": _read_parquet,
+    "arrow": _read_arrow,
+}
 
 
 # --- checks that every format shares --------------------------------------------------------------
@@ -387,29 +379,26 @@ _FORMATS = {"text": _read_text, "parquet": _read_parquet, "arrow": _read_arrow}
 
 def _checked(
     batch: pa.RecordBatch,
-    path: Path,
+    file: InputFile,
     source: SourceConfig,
-    columns: dict[str, Column],
+    wanted: _Wanted,
     skip_bad: bool,
     on_skipped: Callable[[int], None],
-    floats: tuple[str, ...],
-    times: tuple[str, ...],
-    optional: tuple[str, ...],
 ) -> pa.RecordBatch:
     """The batch as non-empty strings, finite floats and times, bad rows refused or left out."""
     arrays, good = {}, None
     for name in batch.schema.names:
         column = batch.column(name)
-        if name in floats:
-            values = _as_floats(column)
+        if name in wanted.floats:
+            values = as_floats(column)
             fine = pc.fill_null(pc.is_finite(values), False)
-        elif name in times:
-            values = _as_seconds(column)
+        elif name in wanted.times:
+            values = as_seconds(column)
             fine = pc.is_valid(values)
         else:
-            values = _as_strings(column, path, columns[name])
+            values = as_strings(column, file, wanted.columns[name])
             fine = pc.fill_null(pc.not_equal(pc.binary_length(values), 0), False)
-        if name not in optional:
+        if name not in wanted.optional:
             good = fine if good is None else pc.and_(good, fine)
         else:
             values = pc.fill_null(values, "")
@@ -419,89 +408,47 @@ def _checked(
     if not num_bad:
         return checked
     if not skip_bad:
-        raise _bad_value(path, source, columns, floats, times, optional)
+        raise _bad_value(file, source, wanted)
     on_skipped(num_bad)
     return checked.filter(good)
 
 
-def _as_floats(column: pa.Array) -> pa.Array:
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        number = pc.match_substring_regex(column, r"^\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*$")
-        column = pc.if_else(number, pc.utf8_trim_whitespace(column), None)
-    return column.cast(pa.float32(), safe=False)
-
-
-def _as_seconds(column: pa.Array) -> pa.Array:
-    """int64 seconds since 1970 UTC of whole numbers (seconds already), timestamps, dates, or text
-    that holds whole numbers or ISO 8601; null for anything else."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        text = pc.utf8_trim_whitespace(column)
-        number = pc.match_substring_regex(text, r"^[-+]?\d{1,18}$")
-        if pc.all(pc.fill_null(number, False)).as_py():
-            return text.cast(pa.int64())
-        moments = [_moment(value) for value in text.to_pylist()]
-        return pa.array(moments, pa.int64())
-    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        return column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
-    if pa.types.is_integer(column.type):
-        return column.cast(pa.int64())
-    raise pa.ArrowInvalid(f"a time is of type {column.type}, expected seconds or a timestamp")
-
-
-def _moment(text: str | None) -> int | None:
-    try:
-        if text is None or text.lstrip("+-").isdigit():
-            return None if text is None else int(text)
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return math.floor((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-
-
-def _as_strings(column: pa.Array, path: Path, name: Column) -> pa.Array:
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_floating(column.type) or pa.types.is_nested(column.type):
-        raise DataError(
-            f"{path}: column {name} is of type {column.type}, expected text or whole numbers. "
-            "Export it as text."
-        )
-    return column.cast(pa.string())
-
-
 def _bad_value(
-    path: Path,
+    file: InputFile,
     source: SourceConfig,
-    columns: dict[str, Column],
-    floats: tuple[str, ...],
-    times: tuple[str, ...],
-    optional: tuple[str, ...],
+    wanted: _Wanted,
 ) -> DataError:
     """The sentence about the first empty key or unreadable number, found by reading again."""
-    if (source.format or _format_of(path, source)) != "text":
+    form = sources.format_of(file, source)
+    if form == "json":
+        with sources.opened(file, source.member) as stream:
+            flaw = json_lines.first_flaw(stream, _json_fields(file, wanted), _BLOCK_BYTES)
+        if flaw is not None:
+            return _flawed(file, source, flaw)
+    if form != "text":
         return DataError(
-            f"{path}: a value of {', '.join(columns)} is missing or empty. "
+            f"{file}: a value of {', '.join(wanted.columns)} is missing or empty. "
             "Fix the file, or import with graph.skip_bad=true to count and skip such rows."
         )
-    positions, width, header_lines = _text_columns(path, source, columns)
-    for first_line, last_line, cells in _rows(path, source):
+    positions, width, header_lines = _text_columns(file, source, wanted.columns)
+    for first_line, last_line, cells in _rows(file, source):
         is_row = last_line > header_lines and len(cells) == width  # else header or blank
         for name, position in positions.items() if is_row else ():
             cell = cells[position]
-            where = _line(path, source, first_line)
-            if name in floats:
+            where = _line(file, source, first_line)
+            if name in wanted.floats:
                 try:
-                    fine = bool(pc.is_finite(_as_floats(pa.array([cell])))[0].as_py())
+                    fine = bool(pc.is_finite(as_floats(pa.array([cell])))[0].as_py())
                 except pa.ArrowInvalid:
                     fine = False
                 if not fine:
                     return DataError(f"{where}: {name} is {cell!r}, expected a number. {_FIX}")
-            elif name in times:
-                if _moment(cell.strip()) is None:
+            elif name in wanted.times:
+                if seconds_of(cell.strip()) is None:
                     return DataError(
                         f"{where}: {name} is {cell!r}, expected seconds since 1970 or a date such "
                         f"as 2024-05-01T12:00:00Z. {_FIX}"
                     )
-            elif not cell and name not in optional:
+            elif not cell and name not in wanted.optional:
                 return DataError(f"{where}: the {name} key is empty. {_FIX}")
-    return DataError(f"{path} has an empty key or an unreadable number. {_FIX}")
+    return DataError(f"{file} has an empty key or an unreadable number. {_FIX}")

@@ -7,7 +7,7 @@ held in memory up to HELD_ROWS and appended together.
 
 import os
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from partitions.schema import SPLITS, Bucket
 
 HELD_ROWS = 1 << 22
+READ_ROWS = 1 << 20  # of a bucket, at a time
 
 _ALWAYS = [("lhs", "<u4"), ("rhs", "<u4"), ("rel", "<u4")]
 _OPTIONAL = {"weight": "<f4", "time": "<i8", "number": "<i8"}
@@ -38,16 +39,20 @@ def _bucket_codes(lhs, rhs, split, lhs_binds, rhs_binds, num_partitions, codes):
 
 
 @numba.njit(nogil=True, cache=True)
-def _group(codes, counts, order):  # type: ignore[no-untyped-def]
-    """A stable counting sort: order[k] = row; counts becomes where each code's rows end."""
+def _group(codes, counts, lhs, rhs, words, out):  # type: ignore[no-untyped-def]
+    """Rows of uint32 words, sorted by code (a stable counting sort) into `out`, with the offsets of
+    lhs and rhs for their first two; counts becomes where each code's rows end."""
     for row in range(codes.size):
         counts[codes[row]] += 1
     total = 0
     for code in range(counts.size):
         total, counts[code] = total + counts[code], total
     for row in range(codes.size):
-        order[counts[codes[row]]] = row
+        to = counts[codes[row]]
         counts[codes[row]] += 1
+        out[to, 0], out[to, 1] = np.uint32(lhs[row]), np.uint32(rhs[row])
+        for word in range(2, words.shape[1]):
+            out[to, word] = words[row, word]
 
 
 class Spool:
@@ -73,14 +78,14 @@ class Spool:
         lhs_binds: bool,
         rhs_binds: bool,
     ) -> None:
-        """rows: of self.dtype, whose lhs and rhs are filled here; lhs, rhs: int64 places."""
+        """rows: of self.dtype, whose lhs and rhs are yet to be filled; lhs, rhs: int64 places."""
         parts = self.num_partitions
         codes = np.empty(len(rows), np.int64)
         _bucket_codes(lhs, rhs, split, lhs_binds, rhs_binds, parts, codes)
-        ends, order = np.zeros(len(SPLITS) * parts * parts, np.int64), np.empty_like(codes)
-        _group(codes, ends, order)
-        rows["lhs"], rows["rhs"] = lhs & 0xFFFFFFFF, rhs & 0xFFFFFFFF
-        grouped = rows[order]
+        ends, grouped = np.zeros(len(SPLITS) * parts * parts, np.int64), np.empty_like(rows)
+        words = (len(rows), self.dtype.itemsize // 4)
+        as_words = (rows.view(np.uint32).reshape(words), grouped.view(np.uint32).reshape(words))
+        _group(codes, ends, lhs, rhs, *as_words)
         start = 0
         for code in np.flatnonzero(np.diff(ends, prepend=0)).tolist():
             self._held.setdefault(code, []).append(grouped[start : ends[code]])
@@ -102,6 +107,14 @@ class Spool:
             with self._path(place).open("rb") as file:
                 os.fsync(file.fileno())
 
+    def holds(self, num_rows: Mapping[Place, int]) -> bool:
+        """Whether every file has the rows that a journal says it held, or more."""
+        return all(
+            self._path(place).is_file()
+            and self._path(place).stat().st_size >= rows * self.dtype.itemsize
+            for place, rows in num_rows.items()
+        )
+
     def restore(self, num_rows: Mapping[Place, int]) -> None:
         """Cut every file back to what a journal says it held."""
         for path in self.folder.iterdir():
@@ -112,9 +125,14 @@ class Spool:
     def buckets(self) -> list[Bucket]:
         return sorted({Bucket(i, j) for (_, i, j), rows in self.num_rows.items() if rows})
 
-    def read(self, split: str, bucket: Bucket) -> NDArray[Any]:
+    def num_rows_of(self, split: str, bucket: Bucket) -> int:
+        return self.num_rows[(SPLITS.index(split), *bucket)]
+
+    def read(self, split: str, bucket: Bucket, rows: int) -> Iterator[NDArray[Any]]:
+        """The rows of a bucket in their order, `rows` at a time."""
         path = self._path((SPLITS.index(split), *bucket))
-        return np.fromfile(path, self.dtype) if path.exists() else np.empty(0, self.dtype)
+        for start in range(0, self.num_rows_of(split, bucket), rows):
+            yield np.fromfile(path, self.dtype, rows, offset=start * self.dtype.itemsize)
 
     def _place(self, code: int) -> Place:
         rest, j = divmod(code, self.num_partitions)

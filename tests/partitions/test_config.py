@@ -175,12 +175,13 @@ def test_an_unknown_key_names_its_table_and_the_nearest_key(
             "graph.holdout.seed=-1",
             ": [graph.holdout] seed = -1: input should be greater than or equal to 0.",
         ),
-        ("graph.inputs=[]", ": [graph] inputs = []: list should have at least 1 item"),
+        ("graph.inputs=[]", ": [graph] inputs is missing: name at least one, or set own_buckets."),
         ("graph.inputs=e.tsv", ": [graph] inputs = 'e.tsv': input should be a valid list."),
         ('graph.inputs=[{relation="likes"}]', ": [graph.inputs.0] path is missing."),
         (
             'graph.inputs=[{path="x", format="xml"}]',
-            ": [graph.inputs.0] format = 'xml': input should be 'text', 'parquet' or 'arrow'.",
+            ": [graph.inputs.0] format = 'xml': input should be 'text', 'parquet', 'arrow' or "
+            "'json'.",
         ),
         (
             'graph.inputs=[{path="x", delimiter=""}]',

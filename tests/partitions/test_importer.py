@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partitions import importer, spool
+from partitions import spool
 from partitions.config import GraphConfig
 from partitions.errors import DataError
 from partitions.graph import MANIFEST, Graph

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitions import readers
+from partitions import readers, sources
 from partitions.config import Column, SourceConfig
 from partitions.errors import DataError
 
@@ -42,7 +42,7 @@ def rows_of(
     **source: Any,
 ) -> list[tuple[Any, ...]]:
     batches = readers.read(
-        path,
+        sources.local(path),
         SourceConfig(path=path.name, **source),
         columns,
         skip_bad=skip_bad,
@@ -609,6 +609,93 @@ def test_the_format_can_be_named_where_the_ending_does_not_tell(tmp_path: Path) 
     assert rows_of(renamed, {"lhs": 0, "rhs": 1}, format="parquet") == [("1", "x")]
 
 
+@pytest.mark.parametrize("codec", ["zstd", "lz4", None])
+@pytest.mark.parametrize("name", ["e.arrow", "e.feather", "stream.arrow"])
+def test_compressed_arrow_files_are_read(tmp_path: Path, name: str, codec: str | None) -> None:
+    table = pa.table({"l": [f"key {n}" for n in range(999)], "r": list(range(999))})
+    new = pa.ipc.new_stream if name == "stream.arrow" else pa.ipc.new_file
+    options = pa.ipc.IpcWriteOptions(compression=codec)
+    with new(str(tmp_path / name), table.schema, options=options) as writer:
+        writer.write_table(table, max_chunksize=100)
+    rows = rows_of(tmp_path / name, {"lhs": "l", "rhs": "r"})
+    assert rows == [(f"key {n}", str(n)) for n in range(999)]
+
+
+@pytest.mark.parametrize("codec", ["zstd", "snappy", "gzip", "lz4", "brotli", "none"])
+def test_compressed_parquet_files_are_read(tmp_path: Path, codec: str) -> None:
+    table = pa.table({"l": [f"key {n}" for n in range(999)], "r": list(range(999))})
+    pq.write_table(table, tmp_path / "e.parquet", compression=codec, row_group_size=100)
+    rows = rows_of(tmp_path / "e.parquet", {"lhs": "l", "rhs": "r"})
+    assert rows == [(f"key {n}", str(n)) for n in range(999)]
+
+
+@pytest.mark.parametrize("name", ["e.tsv", "e.parquet", "e.arrow"])
+def test_batches_do_not_depend_on_the_number_of_threads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(readers, "_BLOCK_BYTES", 4096)
+    monkeypatch.setattr(readers, "_BATCH_ROWS", 300)
+    table = pa.table({"l": [f"key {n}" for n in range(4000)], "r": ["x"] * 4000})
+    if name == "e.tsv":
+        written(tmp_path / name, "".join(f"key {n}\tx\n" for n in range(4000)))
+    elif name == "e.parquet":
+        pq.write_table(table, tmp_path / name, row_group_size=1000)
+    else:
+        with pa.ipc.new_file(str(tmp_path / name), table.schema) as writer:
+            writer.write_table(table)  # one batch of all rows
+    found = []
+    before = pa.cpu_count()
+    try:
+        for num_threads in (1, 2, 7):
+            pa.set_cpu_count(num_threads)
+            file, source = sources.local(tmp_path / name), SourceConfig(path=name)
+            batches = list(readers.read(file, source, {"lhs": 0, "rhs": 1}))
+            found.append([batch.to_pydict() for batch in batches])
+    finally:
+        pa.set_cpu_count(before)
+    assert found[0] == found[1] == found[2]
+    assert sum(len(batch["lhs"]) for batch in found[0]) == 4000
+    assert 1 < max(len(batch["lhs"]) for batch in found[0]) < 1000
+
+
+@pytest.mark.parametrize(
+    ("cell", "seconds"),
+    [
+        ("7", 7),
+        ("-7", -7),
+        ("+7", 7),
+        (" 7 ", 7),
+        ("1970-01-02", 86400),
+        ("1970-01-01T00:00:01.9Z", 1),
+        ("0x10", None),
+        ("1e3", None),
+        ("", None),
+        ("noon", None),
+    ],
+)
+@pytest.mark.parametrize("beside", ["5", "1970-01-01T00:00:05+00:00"])
+def test_a_time_is_read_as_seconds(
+    tmp_path: Path, cell: str, seconds: int | None, beside: str
+) -> None:
+    path = written(tmp_path / "e.tsv", f"a\tb\t{beside}\nc\td\t{cell}\n")
+    columns: dict[str, Column] = {"lhs": 0, "rhs": 1, "timestamp": 2}
+    file, source = sources.local(path), SourceConfig(path="e.tsv")
+    if seconds is None:
+        with pytest.raises(DataError, match=rf"e\.tsv:2: timestamp is '{cell}', expected seconds"):
+            list(readers.read(file, source, columns, times=("timestamp",)))
+    else:
+        (batch,) = readers.read(file, source, columns, times=("timestamp",))
+        assert batch.column("timestamp").to_pylist() == [5, seconds]
+
+
+def test_a_time_beyond_64_bits_names_its_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "e.tsv", f"a\tb\t1\nc\td\t{2**63}\n")
+    columns: dict[str, Column] = {"lhs": 0, "rhs": 1, "timestamp": 2}
+    with pytest.raises(DataError, match=r"e\.tsv:2: timestamp is '9223372036854775808'"):
+        source = SourceConfig(path="e.tsv")
+        list(readers.read(sources.local(path), source, columns, times=("timestamp",)))
+
+
 # --- finding files --------------------------------------------------------------------------------
 
 
@@ -616,17 +703,17 @@ def test_a_glob_names_its_files_in_order(tmp_path: Path) -> None:
     for name in ["b.tsv", "a.tsv", "c.csv", "sub/d.tsv"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    names = [path.name for path in readers.expand(tmp_path, SourceConfig(path="*.tsv"))]
+    names = [path.base_name for path in sources.expand(tmp_path, SourceConfig(path="*.tsv"))]
     assert names == ["a.tsv", "b.tsv"]
-    deep = readers.expand(tmp_path / "elsewhere", SourceConfig(path=f"{tmp_path}/**/*.tsv"))
-    assert [path.name for path in deep] == ["a.tsv", "b.tsv", "d.tsv"]
+    deep = sources.expand(tmp_path / "elsewhere", SourceConfig(path=f"{tmp_path}/**/*.tsv"))
+    assert [path.base_name for path in deep] == ["a.tsv", "b.tsv", "d.tsv"]
 
 
-@pytest.mark.parametrize("pattern", ["e.tsv", "*.tsv", "sub"])
+@pytest.mark.parametrize("pattern", ["e.tsv", "*.tsv", "su*", "sub/e.tsv"])
 def test_a_missing_file_is_an_error(tmp_path: Path, pattern: str) -> None:
-    (tmp_path / "sub").mkdir()  # a folder is no file
+    (tmp_path / "sub").mkdir()  # a folder is no file of a glob
     with pytest.raises(DataError) as caught:
-        readers.expand(tmp_path, SourceConfig(path=pattern))
+        sources.expand(tmp_path, SourceConfig(path=pattern))
     assert str(caught.value) == (
         f"{tmp_path / pattern} is missing: no such file. Mend the path (it starts from graph.data)."
     )

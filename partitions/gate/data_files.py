@@ -1,0 +1,233 @@
+"""Raw files -> batches for the data gate, which wants to see what the importer would refuse.
+
+Text comes as text, Parquet and Arrow files come with the types they have: cells that are missing or
+of the wrong type are for the gate to judge. Only a file that can't be read to its end is an error
+here, and `diagnosed` says what is wrong with it.
+"""
+
+import codecs
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from partitions import readers, sources
+from partitions.config import Column, GraphConfig, SourceConfig
+from partitions.errors import DataError, did_you_mean
+from partitions.gate.anomalies import Anomaly, Cell
+from partitions.gate.batch_rules import Reading
+from partitions.sources import InputFile
+
+_BATCH_ROWS = 1 << 18
+_BLOCK_BYTES = 1 << 20
+_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
+
+
+class Input(NamedTuple):
+    """Files of one kind: where they lie, how to read them, what their columns are."""
+
+    folder: Path
+    source: SourceConfig
+    columns: dict[str, Column]
+    relation: str | None = None
+
+
+class Located(NamedTuple):
+    """A batch and where it is from; first_row: rows of the file before it."""
+
+    file: str
+    first_row: int
+    batch: pa.RecordBatch
+    relation: str | None = None
+
+
+def inputs_of(config: GraphConfig) -> list[Input]:
+    if not config.inputs:
+        raise DataError(
+            "graph.own_buckets are checked where they are made, and by embedsvc import as it takes "
+            "them: embedsvc validate reads [[graph.inputs]] only."
+        )
+    return [
+        Input(config.data, source, source.resolved_columns, source.relation)
+        for source in config.inputs
+    ]
+
+
+def read(
+    inputs: list[Input], reading: Reading, fatal: Callable[[Anomaly], None]
+) -> Iterator[Located]:
+    """All batches of all files. One that breaks off goes to `fatal`, and the next follows."""
+    for given in inputs:
+        for file in sources.expand(given.folder, given.source):
+            reading.files += 1
+            try:
+                yield from _located(file, given, reading)
+            except DataError as error:
+                fatal(diagnosed(file, given.source, str(error)))
+
+
+def _located(file: InputFile, given: Input, reading: Reading) -> Iterator[Located]:
+    first_row = 0
+    skipped = 0
+
+    def skip(count: int) -> None:
+        nonlocal skipped
+        skipped += count
+
+    form = sources.format_of(file, given.source)
+    for batch in _COLUMNAR[form](file, given) if form in _COLUMNAR else _rows(file, given, skip):
+        if len(batch):
+            yield Located(file.name, first_row, batch, given.relation)
+        first_row += len(batch)
+    if skipped:
+        reading.malformed += skipped
+        reading.malformed_cell = reading.malformed_cell or _first_malformed(file, given)
+    if _is_plain_text(file, given.source) and file.num_bytes:
+        reading.text_files += 1
+        if _ends(file, 1)[1] not in b"\r\n":
+            reading.cut_files.append(file.name)
+
+
+def _rows(
+    file: InputFile, given: Input, skip: Callable[[int], None] | None
+) -> Iterator[pa.RecordBatch]:
+    """Text, cell by cell as it stands; JSON lines with the types that their reader wants."""
+    is_json = sources.format_of(file, given.source) == "json"
+    typed = tuple(n for n in ("weight", "timestamp") if is_json and n in given.columns)
+    return readers.read(
+        file,
+        given.source,
+        given.columns,
+        skip_bad=skip is not None,
+        on_skipped=skip or (lambda count: None),
+        floats=tuple(n for n in typed if n == "weight"),
+        times=tuple(n for n in typed if n == "timestamp"),
+        optional=tuple(n for n in given.columns if n not in typed),
+    )
+
+
+def _first_malformed(file: InputFile, given: Input) -> Cell | None:
+    """The first line that is no row: the fast parser can't name it, the reader's error does."""
+    try:
+        for _ in _rows(file, given, None):
+            pass
+    except DataError as error:
+        head, _, tail = str(error).partition(": ")
+        line = head.rpartition(":")[2]
+        return Cell(file.name, int(line) if line.isdigit() else 0, tail.partition(". ")[0])
+    return None
+
+
+def _is_plain_text(file: InputFile, source: SourceConfig) -> bool:
+    packed = source.member is not None or file.suffix in (".gz", ".zst")
+    return sources.format_of(file, source) in ("text", "json") and not packed
+
+
+def _ends(file: InputFile, count: int) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a file."""
+    with file.open() as stream:
+        head = stream.read(count)
+        stream.seek(max(0, file.num_bytes - count))
+        return head, stream.read(count)
+
+
+# --- files that know their columns ----------------------------------------------------------------
+
+
+def _parquet(file: InputFile, given: Input) -> Iterator[pa.RecordBatch]:
+    try:
+        far = file.local is None
+        with (
+            file.open_random(mapped=False) as opened,
+            pq.ParquetFile(opened, pre_buffer=far) as table,
+        ):
+            names = _names(file, given.columns, table.schema_arrow.names)
+            wanted = list(names.values())
+            for batch in table.iter_batches(columns=wanted, batch_size=_BATCH_ROWS):
+                yield pa.record_batch({n: batch.column(c) for n, c in names.items()})
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise _unreadable(file, error) from None
+
+
+def _arrow(file: InputFile, given: Input) -> Iterator[pa.RecordBatch]:
+    try:
+        with file.open_random() as opened:
+            try:
+                reader = pa.ipc.open_file(opened)
+                batches: Any = map(reader.get_batch, range(reader.num_record_batches))
+            except pa.ArrowInvalid:
+                opened.seek(0)
+                batches = reader = pa.ipc.open_stream(opened)
+                if _ends(file, len(_STREAM_END))[1] != _STREAM_END:
+                    raise EOFError("the Arrow stream has no end mark") from None
+            names = _names(file, given.columns, reader.schema.names)
+            for batch in batches:
+                whole = pa.record_batch({n: batch.column(c) for n, c in names.items()})
+                for start in range(0, len(whole), _BATCH_ROWS):
+                    yield whole.slice(start, _BATCH_ROWS)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as error:
+        raise _unreadable(file, error) from None
+
+
+_COLUMNAR = {"parquet": _parquet, "arrow": _arrow}
+
+
+def _unreadable(file: InputFile, error: Exception) -> DataError:
+    if isinstance(error, OSError) and error.errno is not None:
+        raise error
+    return sources.broken(file, error)
+
+
+def _names(file: InputFile, columns: dict[str, Column], known: list[str]) -> dict[str, str]:
+    names = {}
+    for name, column in columns.items():
+        if isinstance(column, int) and column < len(known):
+            column = known[column]
+        if column not in known:
+            raise DataError(f"{file} has no column {column}. {did_you_mean(str(column), known)}")
+        names[name] = str(column)
+    return names
+
+
+# --- what is wrong with a file --------------------------------------------------------------------
+
+
+def diagnosed(file: InputFile, source: SourceConfig, sentence: str) -> Anomaly:
+    """The anomaly of a file that can't be read to its end; sentence: what the reader said."""
+    name = "unreadable_file"
+    if _is_cut(file, source):
+        name = "truncated_file"
+    elif "has no column" in sentence:
+        name = "missing_column"
+    elif _is_plain_text(file, source) and not _decodes(file, source.encoding):
+        name = "encoding_break"
+    return Anomaly(name, sentence, 1, 0, cells=(Cell(file.name, 0, ""),), fatal=True)
+
+
+def _is_cut(file: InputFile, source: SourceConfig) -> bool:
+    """Whether the file lacks the end that its format has, as far as its bytes tell."""
+    if not file.num_bytes:
+        return not _is_plain_text(file, source)
+    form = sources.format_of(file, source)
+    head, tail = _ends(file, 8)
+    if form == "parquet":
+        return head.startswith(b"PAR1") and not tail.endswith(b"PAR1")
+    if form == "arrow" and head.startswith(b"ARROW1"):
+        return not tail.endswith(b"ARROW1")
+    if form == "arrow":
+        return head.startswith(_STREAM_END[:4]) and tail != _STREAM_END
+    packed = head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK"))
+    return packed and not _is_plain_text(file, source)
+
+
+def _decodes(file: InputFile, encoding: str) -> bool:
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        with file.open() as stream:
+            while block := stream.read(_BLOCK_BYTES):
+                decoder.decode(block)
+    except UnicodeDecodeError:
+        return False
+    return True

@@ -1,0 +1,246 @@
+"""The first schema, from the statistics of one batch: as strict as that batch is evidence for.
+
+A rule is set only where the next clean batch would keep it: values and characters are listed only
+where none was rare, bands leave room for batches ten times smaller or larger. One bad day would
+bake its fault in, so `doubts` says what already looks wrong.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from partitions.gate.batch_rules import Reading, lag_days
+from partitions.gate.column_statistics import (
+    DAY_S,
+    EndpointStatistics,
+    NumberStatistics,
+    TimeStatistics,
+)
+from partitions.gate.data_schema import (
+    ColumnRules,
+    DataSchema,
+    EntityRules,
+    GraphRules,
+    RelationRules,
+)
+from partitions.gate.drift import duplicate_share
+from partitions.gate.key_traits import TRAITS
+from partitions.gate.row_rules import SENTINELS
+from partitions.gate.statistics import Endpoints, Statistics, ends_of
+
+_LIVE_DAYS = 7  # data that ends longer ago is history: how late it is says nothing
+_MAX_VALUES = 30
+_MAX_RELATIONS = 1000  # to list one by one
+_OFTEN = 5  # times that each listed value must have been seen
+_OFTEN_RELATION = 1000  # edges without which its absence, or that of loops, may be chance
+_NOT_RARE = 0.005  # share of rows below which a kind of character or missing cells are an exception
+
+Seen = dict[tuple[str, ...], str]
+
+
+def infer(
+    statistics: Statistics, endpoints: Endpoints, reading: Reading
+) -> tuple[DataSchema, Seen]:
+    """The schema, and what was seen of each rule, to write beside it."""
+    seen: Seen = {}
+    columns = {
+        name: _column(name, statistics, seen)
+        for name in statistics.kinds
+        if statistics.rows > statistics.missing[name]
+    }
+    entities = {
+        name: _entity(name, endpoint, seen)
+        for name, endpoint in statistics.entities(endpoints).items()
+    }
+    schema = DataSchema(
+        graph=_graph(statistics, reading, seen),
+        columns=columns,
+        entities=entities,
+        relations=_relations(statistics, endpoints, seen) if entities else {},
+    )
+    return schema, seen
+
+
+def _graph(statistics: Statistics, reading: Reading, seen: Seen) -> GraphRules:
+    duplicates = duplicate_share(statistics.row_sample.kept[1])
+    lines = statistics.rows + reading.malformed
+    malformed = reading.malformed / lines if lines else 0.0
+    seen["graph", "rows"] = f"{statistics.rows:,}"
+    seen["graph", "duplicates"] = f"{duplicates:.4f}"
+    return GraphRules(
+        rows=(statistics.rows // 10, statistics.rows * 10),
+        duplicates=round(min(1.0, max(0.1, 5 * duplicates)), 3),
+        malformed=round(min(1.0, 2 * malformed), 6),
+        final_newline=reading.text_files > 0 and not reading.cut_files,
+    )
+
+
+def _column(name: str, statistics: Statistics, seen: Seen) -> ColumnRules:
+    kind, table = statistics.kinds[name], ("columns", name)
+    rows = statistics.rows
+    missing, mistyped = statistics.missing[name] / rows, statistics.mistyped[name] / rows
+    rules: dict[str, Any] = {
+        "type": kind,
+        "presence": 1.0 if not missing else round(max(0.0, 1 - 1.5 * missing - 0.02), 3),
+        "mistyped": round(min(1.0, 2 * mistyped), 6),
+    }
+    if missing:
+        seen[*table, "presence"] = f"{1 - missing:.4f}"
+    if mistyped:
+        seen[*table, "mistyped"] = f"{mistyped:.2g}"
+    if kind == "number":
+        rules |= {"drift": 0.05} | _number(statistics.number(name), table, seen)
+    elif kind == "timestamp":
+        rules |= _times(statistics, name, table, seen)
+    elif kind == "category" and name != "rel":
+        counts = statistics.categories[name]
+        distinct = len(counts.counts)
+        seen[*table, "distinct"] = f"{distinct:,}{'' if counts.exact else ' or more'}"
+        rules |= {"distinct": _band(distinct), "broken": 0.0, "drift": 0.1}
+        if counts.exact and distinct <= _MAX_VALUES and min(counts.counts.values()) >= _OFTEN:
+            rules |= {"values": sorted(counts.counts)}
+    return ColumnRules(**rules)
+
+
+def _band(distinct: int) -> tuple[int, int]:
+    return (max(1, distinct // 10, min(distinct, 2)), 10 * distinct)
+
+
+def _number(found: NumberStatistics, table: tuple[str, ...], seen: Seen) -> dict[str, Any]:
+    low, high = found.lowest, found.highest
+    distinct = found.distinct()
+    exact = found.values.exact
+    seen[*table, "distinct"] = f"{len(distinct):,}" if exact else f"{found.values.distinct:,.0f}"
+    rules: dict[str, Any] = {"distinct": _band(round(found.values.distinct))}
+    if exact and len(distinct) <= _MAX_VALUES and min(distinct.values()) >= _OFTEN:
+        return rules | {"values": list(distinct)}
+    # Room for rarer values: what was never negative stays so, each end may be four times as far, or
+    # farther where the tail is long: as far from the largest as that is from the 95th percentile.
+    seen[*table, "min"], seen[*table, "max"] = f"{low:.6g}", f"{high:.6g}"
+    rules["min"] = 0.0 if low >= 0 else float(f"{_room(low, found.quantile(0.05)) * low:.3g}")
+    rules["max"] = float(f"{_room(high, found.quantile(0.95)) * high:.3g}") if high > 0 else 0.0
+    return rules
+
+
+def _room(extreme: float, tail: float) -> float:
+    return max(4.0, extreme / tail) if extreme * tail > 0 else 4.0
+
+
+def _times(statistics: Statistics, name: str, table: tuple[str, ...], seen: Seen) -> dict[str, Any]:
+    times, as_of = statistics.times(name), statistics.as_of
+    first = datetime.fromtimestamp(max(times.lowest, -6e10), UTC)
+    last = datetime.fromtimestamp(min(times.highest, 2e11), UTC)
+    seen[*table, "earliest"] = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
+    future = sum(count for day, count in times.days.items() if day > as_of // DAY_S)
+    rules: dict[str, Any] = {
+        "drift": 0.05,
+        "earliest": first.date() - timedelta(days=max(30, (last - first).days)),
+        "future": round(min(1.0, 2 * future / statistics.rows), 6),
+    }
+    if (lag := _lag(statistics, name)) is not None and lag <= _LIVE_DAYS:
+        seen[*table, "max_lag_days"] = str(lag)
+        rules["max_lag_days"] = lag
+    return rules
+
+
+def _lag(statistics: Statistics, name: str) -> int | None:
+    groups: list[TimeStatistics] = [statistics.times(name)]
+    groups += [r.times[name] for r in statistics.relations.values() if name in r.times]
+    found = [lag for times in groups if (lag := lag_days(times, statistics.as_of)) is not None]
+    return max(found, default=None)
+
+
+def _entity(name: str, found: EndpointStatistics, seen: Seen) -> EntityRules:
+    table = ("entities", name)
+    distinct = round(found.sample.distinct)
+    broken = found.rows_with("broken") / found.rows
+    seen[*table, "count"] = f"{distinct:,}"
+    seen[*table, "length"] = f"{found.lengths[0]} to {found.lengths[1]} bytes"
+    rules: dict[str, Any] = {
+        "count": (distinct // 10, 10 * distinct),
+        "length": (1 if found.lengths[0] < 8 else found.lengths[0] // 2, 2 * found.lengths[1]),
+        "broken": round(min(1.0, 2 * broken), 6),
+    }
+    if distinct < 100:
+        return EntityRules(**rules)
+    rules["prefix"] = _prefix(found.prefix or b"")
+    traits = {t: found.rows_with(t) / found.rows for t in TRAITS if t != "broken"}
+    if all(share == 0 or share > _NOT_RARE for share in traits.values()):
+        rules["characters"] = [name for name, share in traits.items() if share]
+    return EntityRules(**rules)
+
+
+def _prefix(shared: bytes) -> str:
+    """What is before the first digit: of numbers, the first digits shared are chance."""
+    text = shared.decode("utf-8", "ignore")
+    at = next((i for i, character in enumerate(text) if character.isdigit()), len(text))
+    return text[:at]
+
+
+def _relations(
+    statistics: Statistics, endpoints: Endpoints, seen: Seen
+) -> dict[str, RelationRules]:
+    counts = statistics.categories["rel"].counts
+    rows = sum(counts.values())
+    looping = {
+        ends_of(endpoints, name) for name, own in statistics.relations.items() if own.self_loops
+    }
+    found = {}
+    if len(counts) > _MAX_RELATIONS and "*" in endpoints:
+        return {"*": RelationRules(lhs=endpoints["*"][0], rhs=endpoints["*"][1])}
+    for name, count in sorted(counts.items()):
+        if (ends := ends_of(endpoints, name)) is None:
+            continue
+        lhs, rhs = ends
+        share = count / rows
+        seen["relations", name, "share"] = f"{share:.4f}"
+        often = count >= _OFTEN_RELATION and name in statistics.relations
+        found[name] = RelationRules(
+            lhs=lhs,
+            rhs=rhs,
+            share=(float(f"{share / 4:.3g}") if often else 0.0, _upper(share)),
+            # Where one relation of a type has loops, another may yet.
+            self_loops=lhs != rhs or not often or ends in looping,
+        )
+    return found
+
+
+def _upper(share: float) -> float:
+    return min(1.0, float(f"{max(4 * share, share + 0.05):.3g}"))
+
+
+# --- what already looks wrong -------------------------------------------------------------------
+
+
+def doubts(statistics: Statistics, schema: DataSchema) -> list[str]:
+    """Sentences about the first batch that a person should answer before trusting the schema."""
+    found = []
+    for name, rules in schema.columns.items():
+        if statistics.mistyped[name]:
+            found.append(
+                f"{statistics.mistyped[name]:,} cells of {name} do not read as a {rules.type}."
+            )
+        if rules.distinct is not None and rules.distinct[1] == 10:
+            found.append(f"{name} has one value in all rows.")
+        if rules.type == "number":
+            found += _number_doubts(name, statistics.number(name))
+        if rules.future:
+            found.append(f"{name} has times in the future.")
+    found += [
+        f"Keys of {name} hold broken text: the wrong encoding?"
+        for name, entity in schema.entities.items()
+        if entity.broken
+    ]
+    duplicates = duplicate_share(statistics.row_sample.kept[1])
+    if duplicates > 0.05:
+        found.append(f"{duplicates:.1%} of the rows repeat an earlier one in every cell.")
+    return found
+
+
+def _number_doubts(name: str, number: NumberStatistics) -> list[str]:
+    values: Mapping[float, int] = number.distinct()
+    negative = [value for value in values if value < 0]
+    if number.values.exact and len(negative) == 1 and negative[0] in SENTINELS:
+        share = values[negative[0]] / number.count
+        return [f'{share:.1%} of {name} are {negative[0]:g}, the only negative value: "unknown"?']
+    return []

@@ -1,0 +1,182 @@
+"""What an import will take of memory, stated before it starts.
+
+    code and libraries   what the process holds already
+    dictionaries         24 bytes a slot of the key tables (32 to 64 bytes an entity), half as much
+                         again while the largest one doubles, and the keys' text with 8 bytes a key
+    pass 1               some batches of rows and the spool's buffer: a constant
+    pass 2               one piece of a bucket a thread, or where duplicates matter a whole bucket
+    leave-last-out       40 bytes an entity of the lhs types, in pass 2
+
+Without duplicates to look for, nothing depends on the number of edges. How many entities there are
+is the caller's to say; where nobody says, it is extrapolated from the first batch of each input
+(Heaps' law: distinct keys grow with a power of the rows), which is a guess and called one.
+"""
+
+import os
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from partitions import readers, sources, spool
+from partitions.config import GraphConfig, InputConfig
+from partitions.sources import InputFile
+
+_SLOT_BYTES = 24
+_LAST_BYTES = 40
+_BATCHES = 6  # read ahead, in hand, and what the reader itself holds
+_ROW_BYTES = 73  # of a batch at work: two fingerprints and places, bucket, order, split
+_PIECE_COPIES = 4  # of a bucket's rows in pass 2: read, kept, and their columns
+_SORT_BYTES = 60  # a row, where duplicates are looked for
+_TEXT_COPIES = 3  # of each block that Arrow's text parser has read ahead: bytes, cells, columns
+_COMPRESSED_TIMES = 4  # how much larger text is than its compressed file, at a guess
+
+
+@dataclass(frozen=True)
+class ImportPlan:
+    """Bytes, by what they are for; the two passes do not add up."""
+
+    code: int
+    dictionaries: int
+    pass_1: int
+    pass_2: int
+    num_entities: Mapping[str, int]
+    is_guess: bool  # whether the number of entities is extrapolated
+
+    @property
+    def total_bytes(self) -> int:
+        return self.code + self.dictionaries + max(self.pass_1, self.pass_2)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """The first batch of one input, and how many rows its files hold about."""
+
+    source: InputConfig
+    batch: pa.RecordBatch
+    num_rows: int
+    reader_bytes: int  # that the reader itself holds: compressed columns, or blocks of text
+
+
+def plan_import(config: GraphConfig, num_entities: Mapping[str, int] | None = None) -> ImportPlan:
+    """num_entities: of each entity type, as far as known. Reads the first batch of every input."""
+    samples = [sample for source in config.inputs if (sample := _sample(config, source))]
+    guessed = dict.fromkeys(config.entities, 0)
+    key_bytes = dict.fromkeys(config.entities, 0.0)
+    for sample in samples:
+        for name, keys in _keys_of(config, sample):
+            guessed[name] += _extrapolated(keys, sample.num_rows)
+            mean = pc.mean(pc.binary_length(keys)).as_py() or 0.0
+            key_bytes[name] = max(key_bytes[name], mean)
+    entities = guessed | dict(num_entities or {})
+    tables = {name: _table_bytes(count) for name, count in entities.items()}
+    texts = {name: int(count * (key_bytes[name] + 8)) for name, count in entities.items()}
+    row_bytes = 12 + 4 * _has(config, "weight") + 8 * _has(config, "timestamp")
+    row_bytes += 8 * config.holdout.last
+    batch_bytes = max((s.batch.nbytes for s in samples), default=0)
+    batch_rows = max((len(s.batch) for s in samples), default=0)
+    reader_bytes = max((s.reader_bytes for s in samples), default=0)
+    held = min(spool.HELD_ROWS + batch_rows, sum(s.num_rows for s in samples))
+    reading = held * row_bytes + batch_rows * (_ROW_BYTES + 2 * row_bytes)
+    noting = 2 * max(texts.values(), default=0)  # the keys, joined to be written
+    num_edges = sum(sample.num_rows for sample in samples)
+    parts = max(entity.partitions for entity in config.entities.values())
+    threads = config.threads or os.cpu_count() or 1
+    bucket = num_edges / min(parts**2, max(num_edges, 1))
+    if config.duplicates == "keep":
+        piece = min(bucket, spool.READ_ROWS) * row_bytes * _PIECE_COPIES
+    else:
+        piece = bucket * (row_bytes * _PIECE_COPIES + _SORT_BYTES)
+    last = sum(entities.values()) * _LAST_BYTES if config.holdout.last else 0
+    return ImportPlan(
+        code=_resident_bytes(),
+        dictionaries=sum(tables.values()) + max(tables.values()) // 2 + sum(texts.values()),
+        pass_1=int(_BATCHES * batch_bytes + reader_bytes + max(reading, noting)),
+        pass_2=int(threads * piece + last + sum(entities.values())),
+        num_entities=entities,
+        is_guess=set(num_entities or {}) < set(config.entities),
+    )
+
+
+def _has(config: GraphConfig, column: str) -> bool:
+    summed = column == "weight" and config.duplicates == "sum"
+    return summed or any(column in source.resolved_columns for source in config.inputs)
+
+
+def _table_bytes(num_entities: int) -> int:
+    slots = 1 << 10
+    while num_entities * 4 > slots * 3:
+        slots *= 2
+    return slots * _SLOT_BYTES
+
+
+def _sample(config: GraphConfig, source: InputConfig) -> _Sample | None:
+    files = sources.expand(config.data, source)
+    batches = readers.read(
+        files[0],
+        source,
+        source.resolved_columns,
+        skip_bad=True,
+        floats=("weight",),
+        times=("timestamp",),
+    )
+    with closing(batches):  # type: ignore[type-var]
+        batch = next(batches, None)
+    if batch is None or not len(batch):
+        return None
+    sizes = [_rows_of(file, source, batch) for file in files]
+    return _Sample(source, batch, sum(rows for rows, _ in sizes), max(size for _, size in sizes))
+
+
+def _rows_of(file: InputFile, source: InputConfig, batch: pa.RecordBatch) -> tuple[int, int]:
+    """(rows of a file, bytes that a reader holds of its columns): of Parquet as it says, else by
+    the length of the first batch's rows."""
+    if sources.format_of(file, source) == "parquet":
+        with file.open_random() as opened, pq.ParquetFile(opened) as table:
+            metadata = table.metadata
+            groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+            sizes = [
+                sum(g.column(at).total_compressed_size for at in range(g.num_columns))
+                for g in groups
+            ]
+            return metadata.num_rows, max(sizes, default=0)
+    row_bytes = (batch.nbytes - 4 * len(batch) * batch.num_columns) / len(batch)
+    row_bytes += batch.num_columns  # their separators
+    packed = _COMPRESSED_TIMES if file.suffix in (".gz", ".zst", ".zip", ".tgz") else 1
+    text_bytes = file.num_bytes * packed
+    blocks = (pa.io_thread_count() + pa.cpu_count()) * readers._BLOCK_BYTES
+    return int(text_bytes / row_bytes), _TEXT_COPIES * min(blocks, text_bytes)
+
+
+def _keys_of(config: GraphConfig, sample: _Sample) -> list[tuple[str, pa.Array]]:
+    """(entity type, keys) of each side; a side of several types counts for each of them."""
+    names = config.relations
+    relation = sample.source.relation
+    chosen = [names.get(relation, names.get("*"))] if relation is not None else names.values()
+    found = {}
+    for config_of in chosen:
+        if config_of is not None:
+            found["lhs", config_of.lhs] = sample.batch.column("lhs")
+            found["rhs", config_of.rhs] = sample.batch.column("rhs")
+    return [(name, keys) for (_, name), keys in found.items()]
+
+
+def _extrapolated(keys: pa.Array, num_rows: int) -> int:
+    """Distinct keys among `num_rows` rows, from those among the first ones and half of them."""
+    whole, half = (len(part.unique()) for part in (keys, keys.slice(0, max(len(keys) // 2, 1))))
+    if len(keys) < 2 or num_rows <= len(keys):
+        return whole
+    power = float(np.clip(np.log2(whole / half), 0, 1))
+    return int(whole * (num_rows / len(keys)) ** power)
+
+
+def _resident_bytes() -> int:
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return 200_000_000  # Python with Arrow, numba and numpy, about
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

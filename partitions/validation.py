@@ -1,0 +1,260 @@
+"""The data gate: is this batch what the schema says, and like the last good one?
+
+    gate = validation.gate(config, folder)  # the run's folder, of schema.toml and statistics.json
+    gate.add(file, first_row, batch)        # while the import streams
+    report = gate.finish()                  # writes what a clean batch leaves behind
+
+The first batch has no schema: it is inferred and written, for people to review. Later ones are
+checked, and a clean one becomes the last good batch. One that is not leaves both files alone.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from partitions import durable
+from partitions.config import GraphConfig
+from partitions.errors import DataError
+from partitions.gate import data_files, data_schema, statistics
+from partitions.gate.anomalies import Anomaly, Report, explained
+from partitions.gate.batch_rules import Reading, batch_anomalies
+from partitions.gate.columns import kinds_of, typed
+from partitions.gate.comparison import distances
+from partitions.gate.data_files import Input, Located
+from partitions.gate.data_schema import DataSchema, Edit
+from partitions.gate.inference import doubts, infer
+from partitions.gate.row_anomalies import row_anomalies
+from partitions.gate.row_rules import RowRules
+from partitions.gate.statistics import Endpoints, Statistics, ends_of
+
+SCHEMA = "schema.toml"
+STATISTICS = "statistics.json"
+REPORT = "validation.json"  # the newest report, for programs
+
+
+class Gate:
+    """One batch of data on its way in. Gates of parts of it can be merged."""
+
+    def __init__(
+        self,
+        schema: DataSchema | None,
+        last_good: Statistics | None,
+        endpoints: Endpoints | None = None,
+        as_of: int | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        """endpoints: relation (or "*") -> entity types; those of the schema where unset.
+        as_of: seconds since the epoch, now where unset. folder: where a clean batch is noted."""
+        self.schema, self.last_good, self.folder = schema, last_good, folder
+        self.endpoints = endpoints if endpoints is not None else schema.endpoints if schema else {}
+        self.as_of = int(time.time()) if as_of is None else as_of
+        self.statistics = Statistics({})
+        self.statistics.as_of = self.as_of
+        self.reading = Reading()
+        self.rows = RowRules(schema, self.as_of) if schema is not None else None
+        self.fatal: list[Anomaly] = []
+
+    def add(
+        self, file: str, first_row: int, batch: pa.RecordBatch, relation: str | None = None
+    ) -> None:
+        """first_row: how many rows of the file come before; relation: of all rows, where no `rel`
+        column names it."""
+        if not len(batch):
+            return
+        new = [name for name in batch.schema.names if name not in self.statistics.kinds]
+        for name, kind in kinds_of(batch.select(new)).items():
+            rules = self.schema.columns.get(name) if self.schema is not None else None
+            self.statistics.meet(name, rules.type if rules is not None else kind)
+        chunk = typed(batch, self.statistics.kinds, relation)
+        self.statistics.add(chunk)
+        if self.rows is not None:
+            self.rows.add(file, first_row, chunk)
+
+    def state(self) -> dict[str, Any]:
+        """What was seen so far, as JSON: for an import that may be killed and go on from there."""
+        return {
+            "as_of": self.as_of,
+            "statistics": self.statistics.as_json(),
+            "reading": self.reading.as_json(),
+            "rows": None if self.rows is None else self.rows.as_json(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self.as_of = state["as_of"]
+        self.statistics = Statistics.from_json(state["statistics"])
+        self.reading = Reading.from_json(state["reading"])
+        if self.rows is not None:
+            self.rows.as_of = self.as_of
+            self.rows.restore(state["rows"] or [])
+
+    def merge(self, other: "Gate") -> None:
+        self.statistics.merge(other.statistics)
+        self.reading.merge(other.reading)
+        self.fatal += other.fatal
+        if self.rows is not None and other.rows is not None:
+            self.rows.merge(other.rows)
+
+    def finish(self) -> Report:
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.statistics.rows and not self.fatal:
+            raise DataError("The batch has no rows: there is nothing to check. Mend the inputs.")
+        report = self._first() if self.schema is None else self._checked(self.schema)
+        if self.folder is not None:
+            durable.write_json(self.folder / REPORT, report.as_json())
+            if report.clean:
+                statistics.write(self.folder / STATISTICS, self.statistics)
+        return report
+
+    def _first(self) -> Report:
+        if self.fatal:
+            return self._report(tuple(self.fatal), None)
+        found, seen = infer(self.statistics, self._ends(), self.reading)
+        if self.folder is not None:
+            data_schema.write(self.folder / SCHEMA, found, seen)
+        notes = tuple(doubts(self.statistics, found))
+        return self._report((), found, first_use=True, notes=notes)
+
+    def _checked(self, schema: DataSchema) -> Report:
+        assert self.rows is not None
+        found = [*self.fatal, *row_anomalies(self.rows, max(1, self.statistics.rows))]
+        found = [self._listed(anomaly) for anomaly in found]
+        if self.fatal:  # the rest of the data is not there: how it is spread says nothing
+            return self._report(explained(found), schema)
+        found += batch_anomalies(schema, self.statistics, self.reading, self._ends())
+        measured = []
+        notes: tuple[str, ...] = ()
+        if self.last_good is not None:
+            measured = distances(
+                self.last_good, self.statistics, schema.drift, schema.columns, schema.endpoints
+            )
+            found += [distance.as_anomaly() for distance in measured if distance.drifted]
+        else:
+            notes = (f"There is no {STATISTICS}: drift can't be checked this time.",)
+        report = self._report(explained(found), schema, notes=notes)
+        return Report(**{**vars(report), "distances": tuple(measured)})
+
+    def _listed(self, anomaly: Anomaly) -> Anomaly:
+        """An unknown relation comes with the table that would make it known."""
+        if anomaly.name != "unknown_relation" or anomaly.relation is None:
+            return anomaly
+        ends = ends_of(self.endpoints, anomaly.relation)
+        if ends is None or self.schema is None:  # the config does not know it either
+            return anomaly
+        table = ("relations", anomaly.relation)
+        edits = [Edit(table, "lhs", ends[0]), Edit(table, "rhs", ends[1])]
+        for entity in sorted({*ends} - set(self.schema.entities)):
+            edits.append(Edit(("entities", entity), "count", (0, 10 * anomaly.rows)))
+        return replace(anomaly, edits=tuple(edits))
+
+    def _ends(self) -> Endpoints:
+        """Of every relation in the data."""
+        names = self.statistics.categories["rel"].counts if self._is_graph() else {}
+        return {
+            name: ends
+            for name in [*names, "*"]
+            if (ends := ends_of(self.endpoints, name)) is not None
+        }
+
+    def _is_graph(self) -> bool:
+        return "rel" in self.statistics.categories
+
+    def _report(
+        self,
+        anomalies: tuple[Anomaly, ...],
+        schema: DataSchema | None,
+        *,
+        first_use: bool = False,
+        notes: tuple[str, ...] = (),
+    ) -> Report:
+        return Report(
+            rows=self.statistics.rows,
+            files=self.reading.files,
+            anomalies=anomalies,
+            distances=(),
+            statistics=self.statistics,
+            schema=schema,
+            first_use=first_use,
+            notes=notes,
+        )
+
+
+def gate(config: GraphConfig, folder: Path, as_of: int | None = None) -> Gate:
+    """A gate for the batch that `config` names, with what the folder holds from earlier ones."""
+    endpoints = {name: (rules.lhs, rules.rhs) for name, rules in config.relations.items()}
+    schema = data_schema.read(folder / SCHEMA) if (folder / SCHEMA).exists() else None
+    last_good = None
+    if schema is not None and (folder / STATISTICS).exists():
+        last_good = statistics.read(folder / STATISTICS)
+    return Gate(schema, last_good, endpoints, as_of, folder)
+
+
+def validate(
+    config: GraphConfig, folder: Path, *, as_of: int | None = None, accept: bool = False
+) -> Report:
+    """Check all inputs of the config, without importing them.
+
+    accept: the batch is right as it is. The schema's lines are edited to let it in, and it becomes
+    the last good one, so that later batches are compared with it.
+    """
+    found = gate(config, folder, as_of)
+    report = stream(found, data_files.inputs_of(config))
+    if accept and not report.clean:
+        if not report.usable:
+            first = next(anomaly for anomaly in report.anomalies if anomaly.fatal)
+            raise DataError(f"The batch can't be accepted: {first.what}")
+        accept_batch(report, folder)
+    return report
+
+
+def accept_batch(report: Report, folder: Path) -> None:
+    """Edit the schema so that it lets the batch in, and make it the last good one.
+
+    Thresholds of drift stay: from now on this batch is what others are compared with.
+    """
+    path = folder / SCHEMA
+    edits = [edit for edit in report.edits if not _is_threshold(edit)]
+    text = data_schema.edited(path.read_text("utf-8"), edits, str(path))
+    with durable.replacing(path) as file:
+        file.write(text.encode())
+    statistics.write(folder / STATISTICS, report.statistics)
+
+
+def _is_threshold(edit: Edit) -> bool:
+    return edit.table == ("drift",) or edit.key == "drift"
+
+
+def stream(found: Gate, inputs: list[Input]) -> Report:
+    for located in data_files.read(inputs, found.reading, found.fatal.append):
+        found.add(*located)
+    return found.finish()
+
+
+# --- the same for batches that are no files of a config -----------------------------------------
+
+
+def infer_schema(
+    batches: Iterable[Located], endpoints: Endpoints | None = None, as_of: int | None = None
+) -> DataSchema:
+    """endpoints: relation (or "*") -> entity types; unset for a table of features."""
+    report = check(batches, None, None, endpoints=endpoints, as_of=as_of)
+    assert report.schema is not None
+    return report.schema
+
+
+def check(
+    batches: Iterable[Located],
+    schema: DataSchema | None,
+    last_good: Statistics | None,
+    *,
+    endpoints: Endpoints | None = None,
+    as_of: int | None = None,
+) -> Report:
+    found = Gate(schema, last_good, endpoints, as_of)
+    for located in batches:
+        found.add(*located)
+    return found.finish()
