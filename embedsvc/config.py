@@ -140,6 +140,6 @@ class PublishConfig(Table):
     recommend: list[str] | None = None
     """Relations whose seen lists go with the version; unset: all relations."""
     keep: Annotated[int, Field(ge=1)] = 3
-    """Versions kept beside the live one."""
+    """Newest versions kept; the live one is kept in any case."""
     golden: Annotated[int, Field(ge=0)] = 64
     """Queries, over all relations, whose exact answers are stored and checked."""

@@ -1,6 +1,7 @@
 """The road, command by command: what `embedsvc import | train | eval | publish` do and print."""
 
 import json
+import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -163,7 +164,7 @@ class Road:
             self._print_lists(asdict(report))
         result["seconds"] = round(time.perf_counter() - start, 2)
         self.console.print(f"eval: {result['seconds']:.1f} s")
-        durable.write_json(self.folders.checkpoint / EVALUATION, result)
+        durable.write_json(self.folders.checkpoint / EVALUATION, _without_nan(result))
         return result
 
     def publish(self, *, if_needed: bool = False) -> None:
@@ -239,3 +240,10 @@ class Road:
             "most popular", f"{report['popular_recall']:.4f}", f"{report['popular_ndcg']:.4f}"
         )
         self.console.print(table)
+
+
+def _without_nan(value: Any) -> Any:
+    """The same with null for not-a-number, which JSON doesn't have: the mean of nothing."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

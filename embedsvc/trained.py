@@ -65,7 +65,16 @@ class Trained:
         if entry is None:
             return tables.fresh(self.graph.num_rows(slot), self._fresh(slot)).vectors
         rows = self.graph.num_rows(slot)
-        return self._checkpoint.read_table(entry, self._fresh(slot), rows).vectors
+        try:
+            return self._checkpoint.read_table(entry, self._fresh(slot), rows).vectors
+        except (DataError, FileNotFoundError):
+            folder = self._checkpoint.path
+            if durable.sha256_of(folder / MANIFEST) == self.digest:
+                raise
+            raise DataError(
+                f"{folder} is being trained: newer commits replaced what was being read. Run the "
+                "command again when training has ended, or with a larger train.commit_every_s."
+            ) from None
 
     def gather(self, entity_type: str, ids: NDArray[np.int64]) -> Tensor:
         """float32 [len(ids), dim]; one partition in memory at a time."""

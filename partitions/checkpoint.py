@@ -90,7 +90,12 @@ class Checkpoint:
 
     @property
     def exists(self) -> bool:
-        return (self.path / MANIFEST).exists()
+        """DataError where the newest manifest is gone but the one before is there: starting anew
+        would sweep away what it names."""
+        found = (self.path / MANIFEST).exists()
+        if not found and (self.path / PREVIOUS).exists():
+            raise DataError(f"{self.path / MANIFEST} is missing. {self._remedy}")
+        return found
 
     def read_manifest(self) -> CheckpointManifest:
         path = self.path / MANIFEST

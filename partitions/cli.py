@@ -24,6 +24,7 @@ _DISK = {
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EROFS: "the file system is read-only; choose another [run] dir",
     errno.EACCES: "permission denied; choose another folder or mend its permissions",
+    errno.EPERM: "not permitted here; choose another folder",
     errno.EIO: "the disk reported an error; copy your data elsewhere and run again",
     errno.ENOTDIR: "a file is where a folder belongs; move it or choose another [run] dir",
     errno.EEXIST: "a file is where a folder belongs; move it or choose another [run] dir",

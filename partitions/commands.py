@@ -13,6 +13,7 @@ from partitions.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
     from partitions.gate.anomalies import Report
 
@@ -62,9 +63,16 @@ def validate(
     folder = settings.table("run", RunConfig).dir
     graph = settings.table("graph", GraphConfig)
     moment = None if as_of is None else _moment(as_of)
-    with durable.only_writer(folder, "validating for"):
-        report = check(graph, folder, as_of=moment, accept=accept)
     console = Console()
+    with durable.only_writer(folder, "validating for"), _bar(console) as bar:
+        task = bar.add_task("validate", total=None)
+        report = check(
+            graph,
+            folder,
+            as_of=moment,
+            accept=accept,
+            progress=lambda name, rows: bar.update(task, description=name, advance=rows),
+        )
     _print(console, report, folder / SCHEMA, accept=accept)
     if distances:
         _print_distances(console, report)
@@ -83,6 +91,20 @@ def _moment(text: str) -> int:
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     whole_day = len(text) <= len("2026-11-20")
     return int(moment.timestamp()) + (86_399 if whole_day else 0)
+
+
+def _bar(console: "Console") -> "Progress":
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.completed:,} rows"),
+        TimeElapsedColumn(),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+    )
 
 
 def _print(console: "Console", report: "Report", schema: Path, *, accept: bool) -> None:

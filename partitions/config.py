@@ -166,7 +166,7 @@ class HoldoutConfig(Table):
     """The last edge of each lhs is for the test, the one before it for validation."""
     relations: list[str] | None = None
     """Only of these relations; unset: of all."""
-    seed: Annotated[int, Field(ge=0)] = 1
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 1
 
     @model_validator(mode="after")
     def _one_way(self) -> "HoldoutConfig":

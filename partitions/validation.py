@@ -9,7 +9,7 @@ checked, and a clean one becomes the last good batch. One that is not leaves bot
 """
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ from partitions.gate.inference import doubts, infer
 from partitions.gate.row_anomalies import row_anomalies
 from partitions.gate.row_rules import RowRules
 from partitions.gate.statistics import Endpoints, Statistics, ends_of
+
+Progress = Callable[[str, int], None]  # (file, rows read from it since the last call)
 
 SCHEMA = "schema.toml"
 STATISTICS = "statistics.json"
@@ -146,10 +148,14 @@ class Gate:
         if ends is None or self.schema is None:  # the config does not know it either
             return anomaly
         table = ("relations", anomaly.relation)
-        edits = [Edit(table, "lhs", ends[0]), Edit(table, "rhs", ends[1])]
-        for entity in sorted({*ends} - set(self.schema.entities)):
-            edits.append(Edit(("entities", entity), "count", (0, 10 * anomaly.rows)))
-        return replace(anomaly, edits=tuple(edits))
+        count = (0, 10 * anomaly.rows)
+        new = sorted({*ends} - set(self.schema.entities))
+        edits = (
+            Edit(table, "lhs", ends[0]),
+            Edit(table, "rhs", ends[1]),
+            *(Edit(("entities", entity), "count", count) for entity in new),
+        )
+        return replace(anomaly, edits=edits)
 
     def _ends(self) -> Endpoints:
         """Of every relation in the data."""
@@ -194,7 +200,12 @@ def gate(config: GraphConfig, folder: Path, as_of: int | None = None) -> Gate:
 
 
 def validate(
-    config: GraphConfig, folder: Path, *, as_of: int | None = None, accept: bool = False
+    config: GraphConfig,
+    folder: Path,
+    *,
+    as_of: int | None = None,
+    accept: bool = False,
+    progress: Progress = lambda name, rows: None,
 ) -> Report:
     """Check all inputs of the config, without importing them.
 
@@ -202,7 +213,7 @@ def validate(
     the last good one, so that later batches are compared with it.
     """
     found = gate(config, folder, as_of)
-    report = stream(found, data_files.inputs_of(config))
+    report = stream(found, data_files.inputs_of(config), progress)
     if accept and not report.clean:
         if not report.usable:
             first = next(anomaly for anomaly in report.anomalies if anomaly.fatal)
@@ -228,9 +239,13 @@ def _is_threshold(edit: Edit) -> bool:
     return edit.table == ("drift",) or edit.key == "drift"
 
 
-def stream(found: Gate, inputs: list[Input]) -> Report:
+def stream(
+    found: Gate, inputs: list[Input], progress: Progress = lambda name, rows: None
+) -> Report:
+    """Feed the gate with all files of the inputs."""
     for located in data_files.read(inputs, found.reading, found.fatal.append):
         found.add(*located)
+        progress(located.file, len(located.batch))
     return found.finish()
 
 

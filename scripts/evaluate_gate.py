@@ -12,10 +12,14 @@ numbers that users and items share. The first week gives the schema and the last
 * 30 clean batches a shop, later weeks of 1/4 to 4 times the size and samples of the first week: is
   there any alarm?
 
-Prints both as tables; the last line is one JSON object.
+--edges FILE (tab-separated, two to four columns, maybe .gz; may be repeated) does the last for
+real data: six times, a random half is the first batch; samples of 1 to 1/10 of the rest follow.
+
+Prints tables; the last line is one JSON object.
 """
 
 import argparse
+import gzip
 import json
 import os
 import sys
@@ -25,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +42,7 @@ from partitions.gate.data_schema import DataSchema
 from partitions.gate.statistics import Statistics
 from partitions.validation import Gate, stream
 
+Known = tuple[DataSchema | None, Statistics | None]
 STRENGTHS = [1.0, 0.3, 0.1, 0.03, 0.01]  # shares of the rows that are broken
 FAULT_WEEK = 5
 
@@ -47,7 +53,7 @@ class Trial:
     def __init__(self, shop: Shop, rows: int, folder: Path) -> None:
         self.shop, self.rows, self.folder = shop, rows, folder
         self.speeds: list[float] = []
-        self.known: tuple[DataSchema | None, Statistics | None] = (None, None)
+        self.known: Known = (None, None)
         first = self.check(shop.week(0, rows), 0)
         self.known = (first.schema, first.statistics)
 
@@ -91,11 +97,41 @@ class Trial:
         return self.check(self.shop.week(number + 1, rows), number + 1)
 
 
+def real_alarms(path: Path, seed: int) -> list[list[str]]:
+    """What was alarming in each of 24 clean batches of an edge list."""
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
+        cells = [line.rstrip("\n").split("\t") for line in file]
+    names = [["lhs", "rhs"], ["lhs", "rel", "rhs"], ["lhs", "rel", "rhs", "weight"]]
+    columns = names[len(cells[0]) - 2]
+    if len(columns) == 3 and all(row[2].isdigit() for row in cells):
+        columns = ["lhs", "rhs", "weight"]
+    table = pa.table({name: [row[at] for row in cells] for at, name in enumerate(columns)})
+    ends = {"*": ("entity", "entity" if "rel" in columns else "other")}
+    relation = None if "rel" in columns else "edge"
+    rng, found = np.random.default_rng(seed), []
+
+    def check(rows: NDArray[np.int64], known: Known) -> Report:
+        gate = Gate(*known, ends, 0)
+        batch = table.take(pa.array(rows)).combine_chunks().to_batches()[0]
+        gate.add(path.name, 0, batch, relation)
+        return gate.finish()
+
+    for _ in range(6):
+        rows = rng.permutation(len(table))
+        half, rest = rows[: len(rows) // 2], rows[len(rows) // 2 :]
+        first = check(half, (None, None))
+        for part in (1, 2, 4, 10):
+            report = check(rest[: len(rest) // part], (first.schema, first.statistics))
+            found.append([anomaly.what for anomaly in report.anomalies])
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="40,000 rows, three strengths")
+    parser.add_argument("--edges", type=Path, action="append", default=[])
     given = parser.parse_args()
     rows = 40_000 if given.quick else given.rows
     strengths = [1.0, 0.1, 0.01] if given.quick else STRENGTHS
@@ -119,6 +155,12 @@ def main() -> None:
                 alarms += [anomaly.what for anomaly in report.anomalies[:1]]
             speeds += trial.speeds
     _print(console, caught, strengths, alarms)
+    real = {path: real_alarms(path, given.seed) for path in given.edges}
+    for path, batches in real.items():
+        bad = [what for batch in batches for what in batch]
+        console.print(f"{path.name}: {sum(map(bool, batches))} of {len(batches)} gave an alarm")
+        for what in bad[:3]:
+            console.print(f"  {what}")
     full = [(name, first) for name in FAULTS for first in caught[name, 1.0]]
     result = {
         "faults": len(full),
@@ -128,6 +170,8 @@ def main() -> None:
         "false_alarms": len(alarms),
         "rows_per_s": round(float(np.median(speeds))),
         "rows": rows,
+        "real_batches": sum(map(len, real.values())),
+        "real_alarms": sum(bool(what) for batches in real.values() for what in batches),
         "seed": given.seed,
         "cores": os.cpu_count(),
     }

@@ -56,10 +56,15 @@ _MISTAKE = (code_pb2.INTERNAL, "INTERNAL")
 _MISTAKE_SENTENCE = "The server made a mistake; its log has the details under this request_id."
 
 
+def shortened(text: str, num_chars: int = 500) -> str:
+    return text if len(text) <= num_chars else f"{text[: num_chars // 2]} ... {text[-100:]}"
+
+
 def to_status(error: Exception, request_id: str) -> grpc.Status:
     """What a call that raised `error` ends with; nothing of an unexpected error leaks."""
     code, reason = _CODES.get(type(error), _MISTAKE)  # type: ignore[arg-type]
-    sentence = _MISTAKE_SENTENCE if code == code_pb2.INTERNAL else str(error)
+    # gRPC carries it in headers of a few kilobytes, so a sentence about a huge key is cut.
+    sentence = _MISTAKE_SENTENCE if code == code_pb2.INTERNAL else shortened(str(error))
     status = status_pb2.Status(code=code, message=sentence)
     metadata = {"request_id": request_id}
     status.details.add().Pack(
@@ -72,7 +77,9 @@ def to_status(error: Exception, request_id: str) -> grpc.Status:
         status.details.add().Pack(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, NotFound):
         status.details.add().Pack(
-            error_details_pb2.ResourceInfo(resource_type=error.noun, resource_name=error.name)
+            error_details_pb2.ResourceInfo(
+                resource_type=error.noun, resource_name=shortened(error.name)
+            )
         )
     if isinstance(error, Unavailable):
         status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay={"seconds": 1}))

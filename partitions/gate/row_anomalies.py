@@ -35,12 +35,10 @@ class _Case:
     def column_rules(self) -> ColumnRules:
         return self.rules.schema.columns[self.column]
 
-    def anomaly(
-        self, default: str, what: str, allowed: float, *edits: Edit, **more: Any
-    ) -> Anomaly:
-        """default: its name, unless the rows have voted for another."""
+    def anomaly(self, name: str, what: str, allowed: float, *edits: Edit, **more: Any) -> Anomaly:
+        """name: unless the rows have voted for another."""
         kind, _, detail = (self.broken.winner or "").partition(" ")
-        name = _BY_VOTE.get(kind, default)
+        name = _BY_VOTE.get(kind, name)
         what = f"{what}{_LOOKS.get(name, '').format(detail)}."
         broken = self.broken
         more.setdefault("column", self.column)
@@ -73,11 +71,13 @@ def row_anomalies(rules: RowRules, rows: int) -> list[Anomaly]:
 
 
 def _missing(case: _Case) -> Anomaly | None:
-    present, wanted = 1 - case.share, case.column_rules.presence
-    if present >= wanted:
+    presence = case.column_rules.presence
+    if 1 - case.share >= presence:
         return None
-    edit = Edit(("columns", case.column), "presence", max(0.0, 1 - rounded_up(case.share)))
-    return case.anomaly("missing_values", f"{case.column} is missing {case.where}", wanted, edit)
+    accepting = max(0.0, round(1 - rounded_up(case.share), 9))
+    edit = Edit(("columns", case.column), "presence", accepting)
+    what = f"{case.column} is missing {case.where}"
+    return case.anomaly("missing_values", what, 1 - presence, edit)
 
 
 def _mistyped(case: _Case) -> Anomaly | None:

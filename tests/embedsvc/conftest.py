@@ -198,7 +198,7 @@ def content_of() -> Callable[..., dict[Any, bytes]]:
         for slot in graph.slots():
             entry = trained.manifest.tables.get(slot)
             if entry is not None:
-                table = checkpoint.read_table(entry, trained._fresh(slot))
+                table = checkpoint.read_table(entry, trained._fresh(slot), graph.num_rows(slot))
                 found[slot, "state"] = table.state.tobytes()
             found[slot, "vectors"] = trained.vectors(slot).tobytes()
         for name, array in trained.model.parameters.arrays().items():

@@ -250,7 +250,7 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         [*IMPORT, "graph.entities.user.partitions=61"],
         r"asks for 61 partitions of 60 entities",
     ),
-    "a graph is there already": (nothing, ["import", "graph.toml"], r"Add --replace"),
+    "a graph is there already": (nothing, ["import", "graph.toml"], r"--replace to make it anew"),
     "truncated edges": (truncate(EDGES), TRAIN, r"00.\.arrow has .*Import the graph again"),
     "altered edges": (alter(EDGES), EVAL, r"00.\.arrow was altered.*Import the graph again"),
     "altered keys": (alter(KEYS), PUBLISH, r"keys-001\.arrow was altered.*Import the graph again"),

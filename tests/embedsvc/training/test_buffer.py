@@ -96,7 +96,9 @@ def test_no_update_is_lost_and_no_more_tables_are_held_than_allowed(
     wanted = expected(history)
     assert set(stored) == {slot for slots in history for slot in slots}
     for slot, entry in stored.items():
-        table = watched.checkpoint.read_table(entry, watched._fresh(slot))
+        table = watched.checkpoint.read_table(
+            entry, watched._fresh(slot), watched.buffer._num_rows[slot]
+        )
         assert np.array_equal(table.vectors, wanted[slot][0])
         assert np.array_equal(table.state, wanted[slot][1])
 
@@ -155,7 +157,9 @@ def test_a_spilled_table_keeps_the_checkpoints_file_beside_it(tmp_path: Path) ->
     watched.train([SLOTS[0]], 2)
     watched.train([SLOTS[1]], 3)  # spills 0
     assert len([name for name in watched.files() if name.startswith("user-000")]) == 2
-    old = watched.checkpoint.read_table(committed, watched._fresh(SLOTS[0]))
+    old = watched.checkpoint.read_table(
+        committed, watched._fresh(SLOTS[0]), watched.buffer._num_rows[SLOTS[0]]
+    )
     assert np.array_equal(old.vectors, expected([[SLOTS[0]]])[SLOTS[0]][0])
 
 
