@@ -244,7 +244,7 @@ def _check_golden(version: PublishedVersion, trained: Trained) -> None:
         moved = trained.model.operators[relation.operator](x, table)
         described = version.manifest.entities(relation.rhs).indexes["score"]
         asked = _unit(moved.numpy()) if described.normalised else moved.numpy()
-        # One at a time, as most calls come: FAISS computes a larger batch less exactly.
+        # One at a time: some versions of FAISS compute batches of 20 and more less exactly.
         answers = [index_of(relation.rhs).search(row[None], truth.shape[1]) for row in asked]
         found, rows = (np.concatenate(part) for part in zip(*answers, strict=True))
         served = -np.sqrt(np.maximum(found, 0)) if described.metric == "l2" else found

@@ -210,6 +210,20 @@ def test_any_number_of_golden_queries_agrees(
     assert len(version.golden()) == min(golden, trained.graph.num_entities("item"))
 
 
+@pytest.mark.parametrize("golden", [16, 25])
+def test_vectors_far_from_the_origin_can_be_published(
+    golden: int, graphs: dict[int, Graph], make_trained: MakeTrained, tmp_path: Path
+) -> None:
+    """Some versions of FAISS search batches of 20 by |a|^2 + |b|^2 - 2 ab, where all cancels."""
+    trained = make_trained(
+        graphs[3],
+        ModelConfig(dim=DIM, comparator="l2"),
+        lambda *names: 100 + 0.1 * real_numbers(*names),
+    )
+    version = do_publish(trained, tmp_path / "published", golden=golden, recommend=[LIKE])
+    assert len(version.golden()) == golden
+
+
 def test_without_golden_queries_or_recommendations_a_version_is_published(
     graphs: dict[int, Graph], make_trained: MakeTrained, tmp_path: Path
 ) -> None:
