@@ -19,16 +19,17 @@ import pyarrow as pa
 from partitions import durable
 from partitions.config import GraphConfig
 from partitions.errors import DataError
-from partitions.gate import data_files, data_schema, statistics
+from partitions.gate import data_files, data_schema, schema_edits, statistics
 from partitions.gate.anomalies import Anomaly, Report, explained
 from partitions.gate.batch_rules import Reading, batch_anomalies
 from partitions.gate.columns import kinds_of, typed
 from partitions.gate.comparison import distances
 from partitions.gate.data_files import Input, Located
-from partitions.gate.data_schema import DataSchema, Edit
+from partitions.gate.data_schema import DataSchema
 from partitions.gate.inference import doubts, infer
 from partitions.gate.row_anomalies import row_anomalies
 from partitions.gate.row_rules import RowRules
+from partitions.gate.schema_edits import Edit
 from partitions.gate.statistics import Endpoints, Statistics, ends_of
 
 Progress = Callable[[str, int], None]  # (file, rows read from it since the last call)
@@ -229,7 +230,7 @@ def accept_batch(report: Report, folder: Path) -> None:
     """
     path = folder / SCHEMA
     edits = [edit for edit in report.edits if not _is_threshold(edit)]
-    text = data_schema.edited(path.read_text("utf-8"), edits, str(path))
+    text = schema_edits.edited(path.read_text("utf-8"), edits, str(path))
     with durable.replacing(path) as file:
         file.write(text.encode())
     statistics.write(folder / STATISTICS, report.statistics)

@@ -5,7 +5,7 @@ key_traits         how keys are spelt
 sketches           bounded summaries that merge exactly
 column_statistics  of numbers, timestamps, keys
 statistics         of a batch; owns statistics.json
-data_schema        schema.toml and edits to it
+data_schema        schema.toml; schema_edits: changes to its lines
 inference          the first schema, from statistics
 row_rules          single rows against the schema
 row_anomalies      what to call the rows that break it

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from math import ceil, floor, log10
 from typing import Any
 
-from partitions.gate.data_schema import DataSchema, Edit, combined
+from partitions.gate.data_schema import DataSchema
+from partitions.gate.schema_edits import Edit, combined
 from partitions.gate.statistics import Statistics
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from partitions.gate.anomalies import Anomaly, Cell, rounded_up
 from partitions.gate.column_statistics import DAY_S, TimeStatistics, last_whole_day
-from partitions.gate.data_schema import ColumnRules, DataSchema, Edit
+from partitions.gate.data_schema import ColumnRules, DataSchema
+from partitions.gate.schema_edits import Edit
 from partitions.gate.statistics import Endpoints, Statistics, ends_of
 
 _FEW = 50  # rows a day or of a relation that say nothing by their absence
@@ -97,14 +98,13 @@ def _size(schema: DataSchema, statistics: Statistics) -> Iterator[Anomaly]:
 def _columns(schema: DataSchema, statistics: Statistics) -> Iterator[Anomaly]:
     for name, kind in statistics.kinds.items():
         if name not in schema.columns:
-            table = ("columns", name)
             yield Anomaly(
                 "new_column",
                 f"The data has a column {name} that the schema does not know.",
                 1,
                 0,
                 column=name,
-                edits=(Edit(table, "type", kind), Edit(table, "presence", 0.0)),
+                edits=(Edit(("columns", name), "type", kind),),
             )
     for name, rules in schema.columns.items():
         there = statistics.rows - statistics.missing[name]

@@ -1,16 +1,14 @@
-"""schema.toml: what data must look like to be let in. Inferred once, then read and edited by
-people.
+"""schema.toml: what data must look like to be let in. Inferred once, edited by people.
 
-This module owns the file: models, reader, writer, and edits that keep a person's comments. What a
-rule means stands in its docstring; docs/validation.md explains the file. Every anomaly of the gate
-comes with the `Edit` that would accept it, which is a line of this file.
+This module owns the file: models, reader, writer; schema_edits.py changes single lines of it. What
+a rule means stands in its docstring; docs/validation.md explains the file. Every anomaly comes with
+the `Edit` that would accept it, which is a line of this file.
 """
 
 import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,9 +44,9 @@ class GraphRules(Table):
 
     rows: Band
     """Fewest and most rows of a batch."""
-    duplicates: Share = 0.05
+    duplicates: Share = 1.0
     """Largest share of rows that repeat an earlier one in every cell."""
-    malformed: Share = 0.0
+    malformed: Share = 1.0
     """Largest share of lines that are no rows."""
     final_newline: bool = False
     """Plain text files end with a newline: one that does not was cut off."""
@@ -89,9 +87,9 @@ class ColumnRules(Table):
 
     type: Literal["key", "category", "number", "timestamp"]
     """key, category, number, or timestamp: seconds since the epoch, UTC."""
-    presence: Share = 1.0
+    presence: Share = 0.0
     """Least share of rows that have a value."""
-    mistyped: Share = 0.0
+    mistyped: Share = 1.0
     """Largest share of rows whose cell does not read as the type."""
     distinct: Band | None = None
     """Fewest and most different values."""
@@ -124,7 +122,7 @@ class EntityRules(Table):
     """All kinds of characters that keys are made of; unset: any."""
     length: Band | None = None
     """Fewest and most bytes of a key."""
-    broken: Share = 0.0
+    broken: Share = 1.0
     """Largest share of rows whose key is broken text (wrong encoding, control characters)."""
 
 
@@ -222,7 +220,7 @@ _TABLES: dict[str, type[Table]] = {
 }
 _HEAD = """\
 # What a batch of data must look like to be let in, inferred from the first one: please review it.
-# "seen" is what that batch had. Edit freely; comments stay. Unset rules check nothing.
+# "seen" is what that batch had. Edit freely; comments stay. What is left out is not checked.
 # With each anomaly comes the line of this file that would accept it (docs/validation.md).
 """
 Seen = Mapping[tuple[str, ...], str]  # table and key -> what was seen, for a comment
@@ -243,7 +241,7 @@ def as_toml(schema: DataSchema, seen: Seen) -> str:
         tables += [((group, name), rules) for name, rules in getattr(schema, group).items()]
     explained: set[tuple[str, str]] = set()
     for table, rules in tables:
-        lines.append(f"\n{_header(table)}")
+        lines.append(f"\n{header_of(table)}")
         for key, field in type(rules).model_fields.items():
             value = getattr(rules, key)
             if value is None:
@@ -253,126 +251,20 @@ def as_toml(schema: DataSchema, seen: Seen) -> str:
                 notes.insert(0, field.description.splitlines()[0].rstrip("."))
                 explained.add((table[0], key))
             comment = f"  # {'; '.join(notes)}" if notes else ""
-            lines.append(f"{key} = {_toml(value)}{comment}")
+            lines.append(f"{key} = {toml_of(value)}{comment}")
     return "\n".join(lines) + "\n"
 
 
-def _header(table: Sequence[str]) -> str:
+def header_of(table: Sequence[str]) -> str:
     bare = re.compile(r"[A-Za-z0-9_-]+")
-    return f"[{'.'.join(t if bare.fullmatch(t) else _toml(t) for t in table)}]"
+    return f"[{'.'.join(t if bare.fullmatch(t) else toml_of(t) for t in table)}]"
 
 
-def _toml(value: Any) -> str:
+def toml_of(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_toml, value))}]"
+        return f"[{', '.join(map(toml_of, value))}]"
     return value.isoformat() if isinstance(value, date) else repr(value)
-
-
-# --- edits --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One line of the file as it would have to be; value None: without it."""
-
-    table: tuple[str, ...]
-    key: str
-    value: Any
-
-    @property
-    def line(self) -> str:
-        return f"{self.key} = {_toml(self.value)}" if self.value is not None else f"no {self.key}"
-
-    def __str__(self) -> str:
-        return f"{_header(self.table)} {self.line}"
-
-
-def combined(edits: Sequence[Edit]) -> list[Edit]:
-    """One edit a rule: where several change it, the one that accepts them all."""
-    found: dict[tuple[tuple[str, ...], str], Edit] = {}
-    for edit in edits:
-        at = (edit.table, edit.key)
-        value = edit.value if at not in found else _wider(edit.key, found[at].value, edit.value)
-        found[at] = Edit(edit.table, edit.key, value)
-    return list(found.values())
-
-
-def _wider(key: str, one: Any, other: Any) -> Any:
-    if one is None or other is None:
-        return None
-    if isinstance(one, list):
-        return sorted({*one, *other})
-    if isinstance(one, tuple):
-        return (min(one[0], other[0]), max(one[1], other[1]))
-    if isinstance(one, str):
-        return other
-    return min(one, other) if key in ("min", "presence", "earliest") else max(one, other)
-
-
-def edited(text: str, edits: Sequence[Edit], name: str) -> str:
-    """The file's text with each edit's line changed or added; all else stays, comments too."""
-    lines = text.splitlines()
-    for edit in combined(edits):
-        _edit(lines, edit)
-    text = "\n".join(lines) + "\n"
-    schema = parse(text, name)
-    for edit in combined(edits):
-        if _plain(schema.at(edit.table, edit.key)) != _plain(edit.value):
-            raise ConfigError(f"{name}: can't change it by itself; write {edit} there by hand.")
-    return text
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _edit(lines: list[str], edit: Edit) -> None:
-    start = next((i for i, line in enumerate(lines) if _table_of(line) == edit.table), None)
-    if start is None and edit.value is None:
-        return
-    if start is None:
-        lines += ["", _header(edit.table), edit.line]
-        return
-    end = next((i for i in range(start + 1, len(lines)) if _table_of(lines[i])), len(lines))
-    for first in range(start + 1, end):
-        for last in range(first, end):
-            try:
-                found = tomllib.loads("\n".join(lines[first : last + 1]))
-            except tomllib.TOMLDecodeError:
-                continue  # an array goes on over several lines
-            if edit.key in found:
-                changed = [edit.line + _comment(lines[last])] if edit.value is not None else []
-                lines[first : last + 1] = changed
-                return
-            break
-    if edit.value is not None:
-        lines.insert(start + 1, edit.line)
-
-
-def _table_of(line: str) -> tuple[str, ...]:
-    """The names in a table header, () for any other line."""
-    if not line.lstrip().startswith("["):
-        return ()
-    try:
-        found = tomllib.loads(line)
-    except tomllib.TOMLDecodeError:
-        return ()
-    names = []
-    while isinstance(found, dict) and found:
-        name, found = next(iter(found.items()))
-        names.append(name)
-    return tuple(names)
-
-
-def _comment(line: str) -> str:
-    """The comment at the end of a line, with the blanks before it; a person's, or "seen ..."."""
-    for at in (i for i, character in enumerate(line) if character == "#"):
-        before = line[:at].rstrip()
-        quoted = before.count('"') % 2 or before.count("'") % 2
-        if not quoted:
-            return line[len(before) :]
-    return ""

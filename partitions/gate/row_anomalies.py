@@ -7,9 +7,10 @@ from typing import Any
 
 from partitions.gate.anomalies import Anomaly, rounded_up
 from partitions.gate.columns import KEY_COLUMNS
-from partitions.gate.data_schema import ColumnRules, Edit
+from partitions.gate.data_schema import ColumnRules
 from partitions.gate.key_traits import TRAITS
 from partitions.gate.row_rules import MOST_VALUES, Broken, RowRules, allowed_traits
+from partitions.gate.schema_edits import Edit
 from partitions.gate.statistics import ends_of
 
 

@@ -37,8 +37,8 @@ def test_fb15k237_is_imported_whole_and_learnt_in_an_epoch(
     assert counts == [272_115, 17_535, 20_466]
     assert graph.num_entities("entity") == 14_541
     assert len(graph.relations) == 237
-    edge_bytes = sum(entry.bytes for entry in graph.manifest.edge_files.values())
-    assert edge_bytes < 10 * sum(counts)
+    edge_bytes = sum(file.stat().st_size for file in (graph.path / "edges").rglob("*.arrow"))
+    assert 0 < edge_bytes < 10 * sum(counts)
 
     found = json.loads((tmp_path / "checkpoint/evaluation.json").read_text())
     assert found["sampled_from"] == 20_466 and found["links"]["edges"] == 5000

@@ -7,10 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from partitions import commands, readers, sources, validation
+from partitions import readers, sources, validation
 from partitions.config import GraphConfig
 from partitions.errors import ConfigError, DataError
 from partitions.gate import data_schema, statistics
@@ -198,7 +196,8 @@ def edit(folder: Path, old: str, new: str) -> None:
         ("self_loops = false", "self_loops = false\nshare = [0.5, 1.0] #", "relation_share"),
         ("[relations.bought]", '[relations.gone]\nlhs = "user"\nrhs = "user"\nshare = [0.1, 1.0]\n'
          "[relations.bought]", "missing_relation"),
-        ("[columns.rhs]", '[columns.colour]\ntype = "category"\n[columns.rhs]', "missing_column"),
+        ("[columns.rhs]", '[columns.colour]\ntype = "category"\npresence = 0.5\n'
+         "[columns.rhs]", "missing_column"),
     ],
 )  # fmt: skip
 def test_rules_of_a_person_are_checked(tmp_path: Path, old: str, new: str, name: str) -> None:
@@ -351,57 +350,3 @@ def test_gate_of_an_import_takes_what_the_importer_reads(tmp_path: Path) -> None
     report = gate.finish()
     assert report.clean, [anomaly.what for anomaly in report.anomalies]
     assert report.rows == ROWS
-
-
-# --- the command ----------------------------------------------------------------------------------
-
-CONFIG = """
-[run]
-dir = "run"
-[graph]
-data = "data"
-[graph.entities.user]
-[graph.entities.item]
-[graph.relations]
-viewed = { lhs = "user", rhs = "item" }
-bought = { lhs = "user", rhs = "item" }
-follows = { lhs = "user", rhs = "user" }
-[[graph.inputs]]
-path = "*.tsv"
-columns = { lhs = "lhs", rel = "rel", rhs = "rhs", weight = "weight", timestamp = "timestamp" }
-"""
-
-
-def command(*arguments: str) -> tuple[int, str]:
-    app = typer.Typer()
-    app.command()(commands.validate)
-    done = CliRunner().invoke(app, ["graph.toml", *arguments], env={"COLUMNS": "120"})
-    if done.exception is not None and not isinstance(done.exception, SystemExit):
-        return 2, str(done.exception)  # as partitions.cli does
-    return done.exit_code, done.output
-
-
-def test_the_command_tells_by_exit_code_and_table(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "graph.toml").write_text(CONFIG)
-    put(tmp_path, SHOP.week(0, ROWS))
-    code, text = command("--as-of", "2026-01-07")
-    assert code == 0 and "inferred run/schema.toml from them. Please review it." in text
-    put(tmp_path, SHOP.week(1, ROWS))
-    code, text = command("--as-of", "2026-01-14", "--distances")
-    assert code == 0 and "no anomaly" in text and "nearest to its limit" in text
-    put(tmp_path, event_log.sentinel(SHOP.week(2, ROWS), np.random.default_rng(1)))
-    code, text = command("--as-of", "2026-01-21")
-    assert code == 1 and "sentinel_value" in text
-    assert "[columns.weight] min = -1.0  # now 0.0" in text
-    code, text = command("--as-of", "2026-01-21", "--accept")
-    assert code == 0 and "accepted" in text
-    assert command("--as-of", "2026-01-21")[0] == 0
-    assert command("--as-of", "2026-01-25")[0] == 1  # late
-    (tmp_path / "data" / "part-0.tsv").write_bytes(b"lhs\trel\trhs\tweight\n")
-    code, text = command("--as-of", "2026-01-21")
-    assert code == 2 and "missing_column" in text
-    code, text = command("--as-of", "yesterday")
-    assert code == 2 and "--as-of yesterday is no date" in text

@@ -12,7 +12,7 @@ import pytest
 
 from partitions import validation
 from partitions.config import SourceConfig
-from partitions.gate import data_schema
+from partitions.gate import data_schema, schema_edits
 from partitions.gate.anomalies import Report
 from partitions.gate.data_files import Input
 from partitions.gate.statistics import Statistics
@@ -67,7 +67,7 @@ def test_planted_fault_is_caught_and_named(fault: str, shop: str, tmp_path: Path
 def test_the_printed_edits_accept_the_fault(fault: str, shop: str, tmp_path: Path) -> None:
     report = faulty(shop, fault, tmp_path)
     schema, last_good = first_week(shop)
-    text = data_schema.edited(data_schema.as_toml(schema, {}), report.edits, "schema.toml")
+    text = schema_edits.edited(data_schema.as_toml(schema, {}), report.edits, "schema.toml")
     accepting = Gate(data_schema.parse(text, "schema.toml"), last_good, ENDPOINTS, end_of(3))
     form = FAULTS[fault][2]
     inputs = [Input(tmp_path, SourceConfig(path=f"*.{form}"), COLUMNS)]

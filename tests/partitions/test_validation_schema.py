@@ -14,15 +14,13 @@ from partitions.gate.anomalies import rounded_up
 from partitions.gate.data_schema import (
     ColumnRules,
     DataSchema,
-    Edit,
     EntityRules,
     GraphRules,
     RelationRules,
     as_toml,
-    combined,
-    edited,
     parse,
 )
+from partitions.gate.schema_edits import Edit, combined, edited
 
 SCHEMA = DataSchema(
     graph=GraphRules(rows=(10, 1000)),

@@ -1,0 +1,72 @@
+"""`embedsvc validate`: what it prints, and its exit codes."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from partitions import commands
+from scripts import event_log
+from scripts.event_log import Shop
+
+SHOP = Shop(num_users=1_000, num_items=300)
+ROWS = 10_000
+
+
+def put(folder: Path, table: pa.Table) -> None:
+    event_log.write(table.drop_columns(["device"]), folder / "data", "tsv")
+
+
+CONFIG = """
+[run]
+dir = "run"
+[graph]
+data = "data"
+[graph.entities.user]
+[graph.entities.item]
+[graph.relations]
+viewed = { lhs = "user", rhs = "item" }
+bought = { lhs = "user", rhs = "item" }
+follows = { lhs = "user", rhs = "user" }
+[[graph.inputs]]
+path = "*.tsv"
+columns = { lhs = "lhs", rel = "rel", rhs = "rhs", weight = "weight", timestamp = "timestamp" }
+"""
+
+
+def command(*arguments: str) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(commands.validate)
+    done = CliRunner().invoke(app, ["graph.toml", *arguments], env={"COLUMNS": "120"})
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        return 2, str(done.exception)  # as partitions.cli does
+    return done.exit_code, done.output
+
+
+def test_the_command_tells_by_exit_code_and_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "graph.toml").write_text(CONFIG)
+    put(tmp_path, SHOP.week(0, ROWS))
+    code, text = command("--as-of", "2026-01-07")
+    assert code == 0 and "inferred run/schema.toml from them. Please review it." in text
+    put(tmp_path, SHOP.week(1, ROWS))
+    code, text = command("--as-of", "2026-01-14", "--distances")
+    assert code == 0 and "no anomaly" in text and "nearest to its limit" in text
+    put(tmp_path, event_log.sentinel(SHOP.week(2, ROWS), np.random.default_rng(1)))
+    code, text = command("--as-of", "2026-01-21")
+    assert code == 1 and "sentinel_value" in text
+    assert "[columns.weight] min = -1.0  # now 0.0" in text
+    code, text = command("--as-of", "2026-01-21", "--accept")
+    assert code == 0 and "accepted" in text
+    assert command("--as-of", "2026-01-21")[0] == 0
+    assert command("--as-of", "2026-01-25")[0] == 1  # late
+    (tmp_path / "data" / "part-0.tsv").write_bytes(b"lhs\trel\trhs\tweight\n")
+    code, text = command("--as-of", "2026-01-21")
+    assert code == 2 and "missing_column" in text
+    code, text = command("--as-of", "yesterday")
+    assert code == 2 and "--as-of yesterday is no date" in text
