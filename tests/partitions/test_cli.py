@@ -32,6 +32,7 @@ def train(what: str) -> None:
     """Fails as it is told."""
     from partitions.errors import BusyError, ConfigError, DataError
     if what == "interrupt":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it
         os.kill(os.getpid(), signal.SIGINT)
     if what == "log":
         logging.getLogger("partitions.toy").info("ours")
