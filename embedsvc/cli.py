@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from partitions.commands import AsOf, moment_of
+
 Config = Annotated[Path, typer.Argument(help="TOML file with your settings.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -18,6 +20,10 @@ Append = Annotated[
     bool, typer.Option("--append", help="Add input files that are new to the graph that is there.")
 ]
 Replace = Annotated[bool, typer.Option("--replace", help="Replace the graph that is there.")]
+Accept = Annotated[
+    bool,
+    typer.Option("--accept", help="Let the data in whatever the gate says, and edit its schema."),
+]
 
 
 def import_(
@@ -25,15 +31,19 @@ def import_(
     overrides: Overrides = None,
     replace: Replace = False,
     append: Append = False,
+    accept: Accept = False,
+    as_of: AsOf = None,
 ) -> None:
-    """Raw edges -> a partitioned graph in [run] dir.
+    """Raw edges -> a partitioned graph in [run] dir, once the data gate lets them in.
 
     Examples: `embedsvc import graph.toml graph.skip_bad=true`,
     `embedsvc import graph.toml --append` when the inputs' globs match new files
     """
     from embedsvc.road import Road
 
-    Road.open(config, overrides).import_graph(replace=replace, append=append)
+    Road.open(config, overrides).import_graph(
+        replace=replace, append=append, accept=accept, as_of=moment_of(as_of)
+    )
 
 
 def plan(config: Config, overrides: Overrides = None) -> None:

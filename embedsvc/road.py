@@ -10,15 +10,19 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from embedsvc.config import EvalConfig, ModelConfig, PublishConfig, TrainConfig
 from partitions import config as settings_file
-from partitions import durable, importer, published
+from partitions import durable, import_plan, importer, published
+from partitions.commands import print_report
 from partitions.config import GraphConfig, RunConfig, Settings
 from partitions.errors import ConfigError, DataError
+from partitions.gate.anomalies import Refused
 from partitions.graph import Graph
+from partitions.graph_writer import WRITING
+from partitions.progress import rows_bar
+from partitions.validation import SCHEMA
 
 EVALUATION = "evaluation.json"
 
@@ -34,7 +38,13 @@ class Road:
         return Road(settings_file.load(config, overrides or []))
 
     def import_graph(
-        self, *, replace: bool = False, append: bool = False, if_needed: bool = False
+        self,
+        *,
+        replace: bool = False,
+        append: bool = False,
+        accept: bool = False,
+        as_of: int | None = None,
+        if_needed: bool = False,
     ) -> None:
         config = self.settings.table("graph", GraphConfig)
         path = self.folders.graph
@@ -55,15 +65,24 @@ class Road:
             # Nobody may train on a graph while it is replaced.
             stack.enter_context(durable.only_writer(self.folders.dir, "importing into"))
             stack.enter_context(durable.only_writer(self.folders.checkpoint, "importing for"))
-            bar = stack.enter_context(self._bar("rows"))
-            tasks: dict[str, Any] = {}
+            num_rows = self._plan_import(config, Graph(path) if append else None)
+            bar = stack.enter_context(rows_bar(self.console))
+            reading = bar.add_task("import", total=num_rows)
+            writing = bar.add_task(WRITING, total=num_rows, visible=False)
 
             def progress(name: str, rows: int) -> None:
-                if name not in tasks:
-                    tasks[name] = bar.add_task(f"import {name}", total=None)
-                bar.advance(tasks[name], rows)
+                if name == WRITING:
+                    bar.update(writing, advance=rows, visible=True)
+                else:
+                    bar.update(reading, advance=rows, description=f"import {name}")
 
-            report = importer.import_graph(config, path, progress, append=append)
+            try:
+                report = importer.import_graph(
+                    config, path, progress, append=append, accept=accept, as_of=as_of
+                )
+            except Refused as refused:
+                print_report(self.console, refused.report, self.folders.dir / SCHEMA)
+                raise
         seconds = time.perf_counter() - start
         edges = sum(report.num_edges.values())
         self.console.print(
@@ -83,10 +102,25 @@ class Road:
             if count:
                 self.console.print(f"import: {count:,} {name} entities have no training edge")
         if report.skipped_rows:
-            self.console.print(f"import: skipped {report.skipped_rows:,} bad rows")
+            self.console.print(
+                f"import: skipped {report.skipped_rows:,} bad rows, kept in {report.skipped_file}"
+            )
         for name, count in report.unmatched_attributes.items():
             if count:
                 self.console.print(f"import: {count:,} {name} attributes belong to no edge")
+        if report.gate is not None:
+            print_report(self.console, report.gate, self.folders.dir / SCHEMA, accept=accept)
+
+    def _plan_import(self, config: GraphConfig, base: Graph | None) -> int | None:
+        """Say what memory the import takes, and refuse what can't fit. Returns about how many rows
+        there are; own buckets are copied file by file and need no plan."""
+        if config.own_buckets is not None:
+            return None
+        plan = import_plan.plan_import(config, base=base)
+        self.console.print(f"import: {plan}", soft_wrap=True)
+        if warning := import_plan.check_memory(plan, config.memory_mb):
+            self.console.print(f"import: {warning}", soft_wrap=True)
+        return plan.num_rows
 
     def plan(self) -> None:
         from embedsvc.training.plan import advise
@@ -148,7 +182,7 @@ class Road:
         if config.links and not len(edges):
             self.console.print(f"eval: the {config.split} split has no edges to rank")
         elif config.links:
-            with self._bar("scores") as bar:
+            with rows_bar(self.console, "scores") as bar:
                 task = bar.add_task("eval links", total=None)
                 ranks = rank_links(trained, edges, lambda scored: bar.advance(task, scored))
             result["links"] = {
@@ -205,17 +239,6 @@ class Road:
 
     def _graph(self) -> Graph:
         return Graph(self.folders.graph)
-
-    def _bar(self, unit: str) -> Progress:
-        return Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,} " + unit),
-            TimeElapsedColumn(),
-            console=self.console,
-            disable=not self.console.is_terminal,
-            transient=True,
-        )
 
     def _print_links(self, links: dict[str, Any], split: str) -> None:
         table = Table(title=f"Filtered ranks of {links['edges']:,} {split} edges, both sides")

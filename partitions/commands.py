@@ -13,7 +13,6 @@ from partitions.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress
 
     from partitions.gate.anomalies import Report
 
@@ -56,15 +55,16 @@ def validate(
     from partitions import config as settings_file
     from partitions import durable
     from partitions.config import GraphConfig, RunConfig
+    from partitions.progress import rows_bar
     from partitions.validation import SCHEMA
     from partitions.validation import validate as check
 
     settings = settings_file.load(config, overrides or [])
     folder = settings.table("run", RunConfig).dir
     graph = settings.table("graph", GraphConfig)
-    moment = None if as_of is None else _moment(as_of)
+    moment = moment_of(as_of)
     console = Console()
-    with durable.only_writer(folder, "validating for"), _bar(console) as bar:
+    with durable.only_writer(folder, "validating for"), rows_bar(console) as bar:
         task = bar.add_task("validate", total=None)
         report = check(
             graph,
@@ -73,15 +73,17 @@ def validate(
             accept=accept,
             progress=lambda name, rows: bar.update(task, description=name, advance=rows),
         )
-    _print(console, report, folder / SCHEMA, accept=accept)
+    print_report(console, report, folder / SCHEMA, accept=accept)
     if distances:
         _print_distances(console, report)
     if not (accept and report.usable):
         raise typer.Exit(report.exit_code)
 
 
-def _moment(text: str) -> int:
+def moment_of(text: str | None) -> int | None:
     """Seconds since the epoch: the end of a date, or the moment itself."""
+    if text is None:
+        return None
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
@@ -93,21 +95,10 @@ def _moment(text: str) -> int:
     return int(moment.timestamp()) + (86_399 if whole_day else 0)
 
 
-def _bar(console: "Console") -> "Progress":
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed:,} rows"),
-        TimeElapsedColumn(),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    )
-
-
-def _print(console: "Console", report: "Report", schema: Path, *, accept: bool) -> None:
+def print_report(
+    console: "Console", report: "Report", schema: Path, *, accept: bool = False
+) -> None:
+    """What the gate found; schema: where the rules are."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -136,6 +136,8 @@ class EntityConfig(Table):
 
     partitions: Annotated[int, Field(ge=1)] = 1
     """1, or the one number that all partitioned types share."""
+    expected: Annotated[int, Field(ge=1)] | None = None
+    """About how many there will be, for the memory plan; unset: guessed from the first rows."""
     attributes: AttributesConfig | None = None
     """A file with columns to show beside a key."""
 
@@ -209,13 +211,24 @@ class GraphConfig(Table):
     """Instead of inputs: folder (or URI) of a graph that is partitioned already, as Parquet."""
     holdout: HoldoutConfig = HoldoutConfig()
     skip_bad: bool = False
-    """Count and skip malformed lines instead of stopping at the first."""
+    """Skip malformed rows instead of stopping at the first; they are counted and kept aside."""
     duplicates: Literal["keep", "drop", "sum"] = "keep"
     """Equal edges of a split: keep all, keep the first, or keep one with the summed weight."""
     self_loops: Literal["keep", "drop"] = "keep"
     """Edges from an entity to itself."""
+    gate: bool = True
+    """Check the inputs against schema.toml and the last good batch before a graph is made."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Of the import; unset: all cores. The graph does not depend on it."""
+    memory_mb: Annotated[int, Field(ge=1)] | None = None
+    """Most memory that an import may plan for; unset: what the machine has free."""
+
+    @property
+    def content(self) -> dict[str, Any]:
+        """The settings that the graph depends on, as JSON values."""
+        how = {"gate": True, "threads": True, "memory_mb": True}
+        expected = {name: {"expected": True} for name in self.entities}
+        return self.model_dump(mode="json", exclude={**how, "entities": expected})
 
     @model_validator(mode="after")
     def _fits_together(self) -> "GraphConfig":

@@ -5,7 +5,7 @@ only, so neither order nor number of threads shows in the result. An append writ
 batch number in their names beside the old ones and then renames the manifest over the old one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from partitions.imported import Imported
 from partitions.last_edges import LastEdges
 from partitions.schema import SPLITS, Bucket, RelationType, Slot
 from partitions.spool import READ_ROWS
+
+WRITING = "writing buckets"  # what progress hears in this pass instead of a file's name
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,15 @@ class _Written:
 
 class GraphWriter:
     def __init__(
-        self, config: GraphConfig, imported: Imported, workers: Workers, base: Graph | None
+        self,
+        config: GraphConfig,
+        imported: Imported,
+        workers: Workers,
+        base: Graph | None,
+        progress: Callable[[str, int], None],
     ) -> None:
         self.config, self.imported, self.workers, self.base = config, imported, workers, base
+        self.progress = progress
         self.batch = len(base.manifest.batches) if base else 0
         self.suffix = f".{self.batch}" if self.batch else ""
         self.skipped, self.dropped = imported.skipped, 0
@@ -110,13 +118,13 @@ class GraphWriter:
             batches=[
                 {
                     "sources": self.sources,
-                    "skipped_rows": self.skipped,
+                    "skipped_rows": self.skipped.count,
                     "dropped_edges": self.dropped,
                     "edges": num_edges,
                     "buckets": sorted({part.bucket for part in written}),
                 }
             ],
-            config=self.config.model_dump(mode="json", exclude={"threads"}),
+            config=self.config.content,
         )
         if self.base is not None:
             manifest = _joined(self.base, manifest)
@@ -128,7 +136,7 @@ class GraphWriter:
             for name, parts in self.trained.items()
         }
         return manifest, WriteReport(
-            num_edges, self.skipped, self.dropped, untrained, self.unmatched
+            num_edges, self.skipped.count, self.dropped, untrained, self.unmatched
         )
 
     def _sorted_relations(self) -> list[str]:
@@ -168,7 +176,9 @@ class GraphWriter:
                     found.append(written)
                     num_kept += int(written.per_relation.sum())
             spool = self.imported.spool
-            return found, sum(spool.num_rows_of(split, bucket) for split in SPLITS) - num_kept
+            num_rows = sum(spool.num_rows_of(split, bucket) for split in SPLITS)
+            self.progress(WRITING, num_rows)
+            return found, num_rows - num_kept
 
         results = self.workers.map(write, self.imported.spool.buckets())
         self.dropped = sum(dropped for _, dropped in results)
@@ -321,15 +331,17 @@ class GraphWriter:
         unmatched = 0
         for file in sources.expand(self.config.data, config):
             rows = 0
-            batches = readers.read(
+            pieces = readers.read_pieces(
                 file,
                 config,
                 config.columns,
                 skip_bad=self.config.skip_bad,
-                on_skipped=self._skip,
                 optional=tuple(names),
             )
-            for batch in batches:
+            for _, batch, bad in pieces:
+                self.skipped.add(file.address, bad)
+                if not len(batch):
+                    continue
                 rows += len(batch)
                 places = keys.find(batch.column("key"))
                 unmatched += int((places < 0).sum())
@@ -350,9 +362,6 @@ class GraphWriter:
         self.unmatched[entity_type] = unmatched
         schema = pa.schema([(name, pa.large_string()) for name in names])
         return [pa.table(columns, schema=schema) for columns in cells]
-
-    def _skip(self, count: int) -> None:
-        self.skipped += count
 
 
 def _joined(base: Graph, new: GraphManifest) -> GraphManifest:

@@ -8,14 +8,15 @@
     leave-last-out       40 bytes an entity of the lhs types, in pass 2
 
 Without duplicates to look for, nothing depends on the number of edges. How many entities there are
-is the caller's to say; where nobody says, it is extrapolated from the first batch of each input
-(Heaps' law: distinct keys grow with a power of the rows), which is a guess and called one.
+is the user's to say; where nobody does, it is guessed from the first batch of each input, twice: at
+least as many as Chao's estimator finds from keys seen once and twice (Chao 1984), at most as many
+as Heaps' law gives, by which distinct keys grow with a power of the rows.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ import pyarrow.parquet as pq
 
 from partitions import readers, sources, spool
 from partitions.config import GraphConfig, InputConfig
+from partitions.errors import ConfigError
+from partitions.graph import Graph
+from partitions.memory import available_bytes
 from partitions.sources import InputFile
 
 _SLOT_BYTES = 24
@@ -34,6 +38,8 @@ _ROW_BYTES = 73  # of a batch at work: two fingerprints and places, bucket, orde
 _PIECE_COPIES = 4  # of a bucket's rows in pass 2: read, kept, and their columns
 _SORT_BYTES = 60  # a row, where duplicates are looked for
 _TEXT_COPIES = 3  # of each block that Arrow's text parser has read ahead: bytes, cells, columns
+_FILES = 16  # of an input whose rows are counted; the others by their bytes
+_GATE_BYTES = 0
 _COMPRESSED_TIMES = 4  # how much larger text is than its compressed file, at a guess
 
 
@@ -45,12 +51,35 @@ class ImportPlan:
     dictionaries: int
     pass_1: int
     pass_2: int
-    num_entities: Mapping[str, int]
-    is_guess: bool  # whether the number of entities is extrapolated
+    num_rows: int  # of the input, about
+    num_entities: Mapping[str, int]  # at most, where they are guessed
+    fewest_entities: Mapping[str, int]
+    least_bytes: int  # in all, with the fewest entities
 
     @property
     def total_bytes(self) -> int:
         return self.code + self.dictionaries + max(self.pass_1, self.pass_2)
+
+    @property
+    def is_guess(self) -> bool:
+        return self.num_entities != self.fewest_entities
+
+    def __str__(self) -> str:
+        mb = f"{self.total_bytes / 1e6:,.0f} MB"
+        buffers = max(self.pass_1, self.pass_2)
+        parts = (
+            f"dictionaries {self.dictionaries / 1e6:,.0f}, buffers {buffers / 1e6:,.0f}, "
+            f"process {self.code / 1e6:,.0f}"
+        )
+        most, fewest = (sum(n.values()) for n in (self.num_entities, self.fewest_entities))
+        rows = f"about {self.num_rows:,} rows"
+        if not self.is_guess:
+            return f"memory plan: {mb} ({parts}) for {rows}, {most:,} entities"
+        return (
+            f"memory plan: {self.least_bytes / 1e6:,.0f} to {mb} (at most: {parts}) for {rows}, "
+            f"{fewest:,} to {most:,} entities by the first rows; "
+            "graph.entities.NAME.expected makes it exact"
+        )
 
 
 @dataclass(frozen=True)
@@ -63,17 +92,60 @@ class _Sample:
     reader_bytes: int  # that the reader itself holds: compressed columns, or blocks of text
 
 
-def plan_import(config: GraphConfig, num_entities: Mapping[str, int] | None = None) -> ImportPlan:
-    """num_entities: of each entity type, as far as known. Reads the first batch of every input."""
-    samples = [sample for source in config.inputs if (sample := _sample(config, source))]
-    guessed = dict.fromkeys(config.entities, 0)
+def plan_import(
+    config: GraphConfig,
+    num_entities: Mapping[str, int] | None = None,
+    base: Graph | None = None,
+) -> ImportPlan:
+    """Reads the first batch of every input; of an append to `base`, of its new files.
+
+    num_entities: of each entity type, as far as known; else what the config expects, else a guess.
+    """
+    imported = {source["path"] for source in base.manifest.sources} if base else set()
+    found = (_sample(config, source, imported) for source in config.inputs)
+    samples = [sample for sample in found if sample]
+    old = {name: base.num_entities(name) for name in base.entity_types} if base else {}
+    most, fewest = (dict.fromkeys(config.entities, 0) | old for _ in range(2))
     key_bytes = dict.fromkeys(config.entities, 0.0)
     for sample in samples:
         for name, keys in _keys_of(config, sample):
-            guessed[name] += _extrapolated(keys, sample.num_rows)
+            grown = _heaps(keys, sample.num_rows)
+            most[name] += grown
+            fewest[name] = max(fewest[name], min(_chao(keys), grown))
             mean = pc.mean(pc.binary_length(keys)).as_py() or 0.0
             key_bytes[name] = max(key_bytes[name], mean)
-    entities = guessed | dict(num_entities or {})
+    known = {n: e.expected for n, e in config.entities.items() if e.expected is not None}
+    known |= num_entities or {}
+    plan = _plan(config, samples, most | known, key_bytes)
+    least = _plan(config, samples, fewest | known, key_bytes)
+    return replace(plan, fewest_entities=fewest | known, least_bytes=least.total_bytes)
+
+
+def check_memory(plan: ImportPlan, memory_mb: int | None) -> str | None:
+    """ConfigError where even the least can't fit; a warning where the most can't."""
+    available = available_bytes(memory_mb)
+    if plan.total_bytes <= available:
+        return None
+    remedy = (
+        "Import where there is more memory, leave out graph.duplicates, or raise graph.memory_mb"
+    )
+    if plan.least_bytes > available:
+        raise ConfigError(
+            f"The import plans for {plan.least_bytes / 1e6:,.0f} MB, and "
+            f"{available / 1e6:,.0f} MB are free. {remedy}."
+        )
+    return (
+        f"the import may take {plan.total_bytes / 1e6:,.0f} MB, and {available / 1e6:,.0f} MB are "
+        f"free. {remedy}; graph.entities.NAME.expected makes the plan exact."
+    )
+
+
+def _plan(
+    config: GraphConfig,
+    samples: Sequence[_Sample],
+    entities: Mapping[str, int],
+    key_bytes: Mapping[str, float],
+) -> ImportPlan:
     tables = {name: _table_bytes(count) for name, count in entities.items()}
     texts = {name: int(count * (key_bytes[name] + 8)) for name, count in entities.items()}
     row_bytes = 12 + 4 * _has(config, "weight") + 8 * _has(config, "timestamp")
@@ -81,10 +153,10 @@ def plan_import(config: GraphConfig, num_entities: Mapping[str, int] | None = No
     batch_bytes = max((s.batch.nbytes for s in samples), default=0)
     batch_rows = max((len(s.batch) for s in samples), default=0)
     reader_bytes = max((s.reader_bytes for s in samples), default=0)
-    held = min(spool.HELD_ROWS + batch_rows, sum(s.num_rows for s in samples))
+    num_edges = sum(sample.num_rows for sample in samples)
+    held = min(spool.HELD_ROWS + batch_rows, num_edges)
     reading = held * row_bytes + batch_rows * (_ROW_BYTES + 2 * row_bytes)
     noting = 2 * max(texts.values(), default=0)  # the keys, joined to be written
-    num_edges = sum(sample.num_rows for sample in samples)
     parts = max(entity.partitions for entity in config.entities.values())
     threads = config.threads or os.cpu_count() or 1
     bucket = num_edges / min(parts**2, max(num_edges, 1))
@@ -93,14 +165,17 @@ def plan_import(config: GraphConfig, num_entities: Mapping[str, int] | None = No
     else:
         piece = bucket * (row_bytes * _PIECE_COPIES + _SORT_BYTES)
     last = sum(entities.values()) * _LAST_BYTES if config.holdout.last else 0
-    return ImportPlan(
-        code=_resident_bytes(),
+    plan = ImportPlan(
+        code=_resident_bytes() + _GATE_BYTES * config.gate,
         dictionaries=sum(tables.values()) + max(tables.values()) // 2 + sum(texts.values()),
         pass_1=int(_BATCHES * batch_bytes + reader_bytes + max(reading, noting)),
         pass_2=int(threads * piece + last + sum(entities.values())),
+        num_rows=num_edges,
         num_entities=entities,
-        is_guess=set(num_entities or {}) < set(config.entities),
+        fewest_entities=entities,
+        least_bytes=0,
     )
+    return replace(plan, least_bytes=plan.total_bytes)
 
 
 def _has(config: GraphConfig, column: str) -> bool:
@@ -115,22 +190,29 @@ def _table_bytes(num_entities: int) -> int:
     return slots * _SLOT_BYTES
 
 
-def _sample(config: GraphConfig, source: InputConfig) -> _Sample | None:
-    files = sources.expand(config.data, source)
-    batches = readers.read(
-        files[0],
-        source,
-        source.resolved_columns,
-        skip_bad=True,
-        floats=("weight",),
-        times=("timestamp",),
-    )
-    with closing(batches):  # type: ignore[type-var]
-        batch = next(batches, None)
-    if batch is None or not len(batch):
+def _sample(config: GraphConfig, source: InputConfig, imported: Collection[str]) -> _Sample | None:
+    """None where the input has no rows, or no file that is new."""
+    files = [f for f in sources.expand(config.data, source) if f.address not in imported]
+    for file in files:
+        batches = readers.read(
+            file,
+            source,
+            source.resolved_columns,
+            skip_bad=True,
+            floats=("weight",),
+            times=("timestamp",),
+        )
+        with closing(batches):  # type: ignore[type-var]
+            batch = next((batch for batch in batches if len(batch)), None)
+        if batch is not None:
+            break
+    else:
         return None
-    sizes = [_rows_of(file, source, batch) for file in files]
-    return _Sample(source, batch, sum(rows for rows, _ in sizes), max(size for _, size in sizes))
+    looked_at = files[:: -(-len(files) // _FILES)]
+    sizes = [_rows_of(file, source, batch) for file in looked_at]
+    share = sum(f.num_bytes for f in looked_at) / max(sum(f.num_bytes for f in files), 1)
+    num_rows = int(sum(rows for rows, _ in sizes) / max(share, 1e-9))
+    return _Sample(source, batch, num_rows, max(size for _, size in sizes))
 
 
 def _rows_of(file: InputFile, source: InputConfig, batch: pa.RecordBatch) -> tuple[int, int]:
@@ -149,7 +231,7 @@ def _rows_of(file: InputFile, source: InputConfig, batch: pa.RecordBatch) -> tup
     row_bytes += batch.num_columns  # their separators
     packed = _COMPRESSED_TIMES if file.suffix in (".gz", ".zst", ".zip", ".tgz") else 1
     text_bytes = file.num_bytes * packed
-    blocks = (pa.io_thread_count() + pa.cpu_count()) * readers._BLOCK_BYTES
+    blocks = (pa.io_thread_count() + pa.cpu_count()) * readers.BLOCK_BYTES
     return int(text_bytes / row_bytes), _TEXT_COPIES * min(blocks, text_bytes)
 
 
@@ -166,13 +248,20 @@ def _keys_of(config: GraphConfig, sample: _Sample) -> list[tuple[str, pa.Array]]
     return [(name, keys) for (_, name), keys in found.items()]
 
 
-def _extrapolated(keys: pa.Array, num_rows: int) -> int:
+def _heaps(keys: pa.Array, num_rows: int) -> int:
     """Distinct keys among `num_rows` rows, from those among the first ones and half of them."""
     whole, half = (len(part.unique()) for part in (keys, keys.slice(0, max(len(keys) // 2, 1))))
     if len(keys) < 2 or num_rows <= len(keys):
         return whole
     power = float(np.clip(np.log2(whole / half), 0, 1))
     return int(whole * (num_rows / len(keys)) ** power)
+
+
+def _chao(keys: pa.Array) -> int:
+    """How many keys there are at least, by those seen once and twice: distinct + f1^2 / 2 f2."""
+    counts = keys.value_counts().field("counts").to_numpy()
+    once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+    return len(counts) + once * (once - 1) // (2 * (twice + 1))
 
 
 def _resident_bytes() -> int:

@@ -7,6 +7,7 @@ from typing import Any
 from partitions.config import RelationConfig
 from partitions.dictionary import Dictionary
 from partitions.schema import EntityType
+from partitions.skipped import SkippedRows
 from partitions.spool import Spool
 
 
@@ -20,4 +21,4 @@ class Imported:
     relation_config: Callable[[str], RelationConfig]
     spool: Spool
     sources: list[dict[str, Any]]
-    skipped: int
+    skipped: SkippedRows

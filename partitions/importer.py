@@ -26,21 +26,25 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from partitions import durable, own_buckets, readers, sources
+from partitions import durable, own_buckets, readers, sources, validation
 from partitions.config import GraphConfig, InputConfig, RelationConfig
 from partitions.dictionary import Dictionary, Workers
 from partitions.errors import BusyError, DataError, InputError, did_you_mean
+from partitions.gate.anomalies import Refused, Report
 from partitions.graph import MANIFEST, Graph, slots_of
 from partitions.graph_writer import GraphWriter
 from partitions.hashing import hash_edges, hash_keys
 from partitions.imported import Imported
 from partitions.journal import Journal, JournalEntry
 from partitions.own_buckets import OwnBuckets
+from partitions.readers import Piece
 from partitions.schema import SPLITS, EntityType
+from partitions.skipped import SkippedRows
 from partitions.sources import InputFile
 from partitions.spool import Spool
+from partitions.validation import Gate
 
-Progress = Callable[[str, int], None]  # (file, rows read from it since the last call)
+Progress = Callable[[str, int], None]  # (file or WRITING, rows done since the last call)
 T = TypeVar("T")
 
 _JOURNAL_S = 10.0  # how much work a kill may cost
@@ -57,6 +61,8 @@ class ImportReport:
     untrained_entities: dict[str, int]  # of the entities that are new: without a training edge
     unmatched_attributes: dict[str, int] = field(default_factory=dict)
     resumed: bool = False
+    skipped_file: Path | None = None  # that holds the rows skipped
+    gate: Report | None = None  # None where the data was not checked
 
 
 def import_graph(
@@ -65,11 +71,16 @@ def import_graph(
     progress: Progress = lambda name, rows: None,
     *,
     append: bool = False,
+    accept: bool = False,
+    as_of: int | None = None,
 ) -> ImportReport:
     """Build the graph directory `path`, replacing one that is there only once all went well.
 
     append: add what the config's inputs hold beyond the files that the graph was made from; old
-    (partition, offset) pairs stay. Raises DataError for bad input; then `path` is as it was.
+    (partition, offset) pairs stay. With `config.gate` the data gate sees every row, with schema and
+    statistics in the folder of `path`; unless `accept`, anomalies raise Refused. as_of: seconds
+    since the epoch that the data should reach up to, now where unset.
+    Raises DataError for bad input; then `path` is as it was.
     """
     work = path.with_name(path.name + ".importing")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -84,14 +95,21 @@ def import_graph(
         workers = Workers(pool, num_threads)
         if config.own_buckets is not None:
             return _take_own(config, path, workers, progress)
-        reading = _Reading(config, work, workers, base, progress)
+        gate = validation.gate(config, path.parent, as_of) if config.gate else None
+        reading = _Reading(config, work, workers, base, progress, gate)
+        stack.callback(reading.skipped.close)
         imported = reading.run()
-        writer = GraphWriter(config, imported, reading.workers, base)
+        judged = gate.let_in(accept=accept) if gate is not None else None
+        writer = GraphWriter(config, imported, reading.workers, base, progress)
         if base is not None:
             report = writer.append(path)
         else:
             with durable.replacing_folder(path) as folder:
                 report = writer.write(folder)
+        # Only now: a batch that did not get in is not what later ones are compared with.
+        if gate is not None and judged is not None:
+            gate.note(judged, accept=accept)
+        skipped_file = imported.skipped.keep(path)
     return ImportReport(
         num_edges=report.num_edges,
         num_entities={name: len(keys) for name, keys in imported.dictionaries.items()},
@@ -100,6 +118,8 @@ def import_graph(
         untrained_entities=report.untrained_entities,
         unmatched_attributes=report.unmatched_attributes,
         resumed=reading.resumed,
+        skipped_file=skipped_file,
+        gate=judged,
     )
 
 
@@ -125,8 +145,9 @@ def _check_can_grow(base: Graph, config: GraphConfig) -> None:
 
 
 def _clear(work: Path, kind: type[BaseException] | None, *_: object) -> None:
-    """Keep what a later import can go on from: what a full disk broke off, say, not bad input."""
-    broken_off = kind is not None and not issubclass(kind, InputError)
+    """Keep what a later import can go on from: what a full disk broke off, or what the data gate
+    refused and --accept may let in; not bad input."""
+    broken_off = kind is not None and (not issubclass(kind, InputError) or kind is Refused)
     if not (broken_off and Journal.exists(work)) and kind is not BusyError:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -137,7 +158,7 @@ def is_current(config: GraphConfig, path: Path) -> bool:
     if not (path / MANIFEST).exists():
         return False
     manifest = Graph(path).manifest
-    if manifest.config != config.model_dump(mode="json", exclude={"threads"}):
+    if manifest.config != config.content:
         return False
     try:  # a glob may match other files by now
         files = {file.address: file for source in _sources(config) for file in source}
@@ -171,8 +192,10 @@ class _Reading:
         workers: Workers,
         base: Graph | None,
         progress: Progress,
+        gate: Gate | None,
     ) -> None:
         self.config, self.workers, self.base, self.progress = config, workers, base, progress
+        self.gate = gate
         self.types = {
             name: EntityType(name, entity.partitions) for name, entity in config.entities.items()
         }
@@ -192,7 +215,7 @@ class _Reading:
         parts = max(t.num_partitions for t in self.types.values())
         self.spool = Spool(work / "spool", parts, optional)
         self.sources: list[dict[str, Any]] = []
-        self.skipped = self.num_read = 0
+        self.num_read = 0
         self.journal = Journal(work)
         files = [
             (source, file)
@@ -201,15 +224,19 @@ class _Reading:
         ]
         self._files = _new_files(files, base) if base else files
         identity = {
-            "config": config.model_dump(mode="json", exclude={"threads"}),
+            "config": config.content,
             "base": base.digest if base else None,
             "files": [_stamp(file) for _, file in self._files],
+            "gate": gate.identity if gate else None,
         }
-        self._resume_at = self.journal.open(identity, self._restore)
+        self._entry = self.journal.open(identity, self._restore)
+        self.skipped = SkippedRows(work / "skipped.jsonl")
+        if self._entry is not None:
+            self.skipped.restore(self._entry.skipped_bytes, self._entry.skipped)
 
     @property
     def resumed(self) -> bool:
-        return self._resume_at is not None
+        return self._entry is not None
 
     def _begin_from(self, base: Graph) -> None:
         """Take the graph's places and relations, which the config may add to but not change."""
@@ -257,25 +284,34 @@ class _Reading:
             )
 
     def run(self) -> Imported:
-        files_done, rows_done = self._resume_at or (0, 0)
+        begun = self._entry
+        files_done, pieces_done = (begun.files_done, begun.pieces_done) if begun else (0, 0)
         last_entry = monotonic()
         for at, (source, file) in enumerate(self._files[files_done:], start=files_done):
-            done = rows_done if at == files_done else 0
-            rows, skipped_before = 0, self.skipped
-            with closing(_ahead(self._batches(file, source))) as batches:
-                for batch in batches:
-                    if rows + len(batch) > done:
-                        self._add(batch.slice(max(done - rows, 0)), source)
-                    rows += len(batch)
-                    self.progress(file.base_name, len(batch))
+            done = pieces_done if at == files_done else 0
+            rows = num_good = 0
+            with closing(_ahead(self._pieces(file, source))) as pieces:
+                for number, piece in enumerate(pieces, start=1):
+                    if number > done:
+                        self._take(piece, file, source, rows)
+                    rows += len(piece.cells)
+                    num_good += len(piece.rows)
+                    if number == done and begun and rows != begun.rows_done:
+                        raise DataError(
+                            f"{self.journal.folder} was begun by another version of the libraries, "
+                            "which cut the input otherwise. Remove it and import again."
+                        )
+                    self.progress(file.base_name, len(piece.cells))
                     if self.spool.is_full:
                         self.spool.flush()
                         if monotonic() - last_entry > _JOURNAL_S:
-                            self._note(at, rows, skipped_before)
+                            self._note(at, number, rows)
                             last_entry = monotonic()
-            self._note_source(file, rows)
+            self._note_source(file, num_good)
+            if self.gate is not None:
+                self.gate.end_file(file, source)
         self.spool.flush()
-        self._note(len(self._files), 0, self.skipped)
+        self._note(len(self._files), 0, 0)
         return Imported(
             self.types,
             self.dictionaries,
@@ -286,19 +322,24 @@ class _Reading:
             self.skipped,
         )
 
-    def _batches(self, file: InputFile, source: InputConfig) -> Iterator[pa.RecordBatch]:
-        return readers.read(
+    def _pieces(self, file: InputFile, source: InputConfig) -> Iterator[Piece]:
+        return readers.read_pieces(
             file,
             source,
             source.resolved_columns,
             skip_bad=self.config.skip_bad,
-            on_skipped=self._skip,
             floats=("weight",),
             times=("timestamp",),
         )
 
-    def _skip(self, count: int) -> None:
-        self.skipped += count
+    def _take(self, piece: Piece, file: InputFile, source: InputConfig, first_row: int) -> None:
+        """first_row: rows of the file before the piece."""
+        self.skipped.add(file.address, piece.bad)
+        if self.gate is not None:
+            self.gate.skip(file.name, piece.bad)
+            self.gate.add(file.name, first_row, piece.cells, source.relation)
+        if len(piece.rows):
+            self._add(piece.rows, source)
 
     def _note_source(self, file: InputFile, rows: int) -> None:
         self.sources.append(
@@ -410,25 +451,29 @@ class _Reading:
 
     # --- the journal ---
 
-    def _note(self, files_done: int, rows_done: int, skipped: int) -> None:
-        """skipped: rows left out before the file that is being read; that one is read again."""
+    def _note(self, files_done: int, pieces_done: int, rows_done: int) -> None:
         self.spool.sync()
         self.journal.write(
             JournalEntry(
                 files_done=files_done,
+                pieces_done=pieces_done,
                 rows_done=rows_done,
                 spool_rows=dict(self.spool.num_rows),
                 relations=self.relations,
                 sources=self.sources,
-                skipped=skipped,
+                skipped=self.skipped.count,
+                skipped_bytes=self.skipped.sync(),
                 num_read=self.num_read,
+                gate=self.gate.state() if self.gate is not None else None,
             ),
             self.dictionaries,
         )
 
     def _restore(self, entry: JournalEntry, keys: Iterable[tuple[str, pa.Array]]) -> bool:
         """Whether the spool still holds what the entry says; else nothing is restored."""
-        if not self.spool.holds(entry.spool_rows):
+        skipped = self.journal.folder / "skipped.jsonl"
+        whole = skipped.is_file() and skipped.stat().st_size >= entry.skipped_bytes
+        if not (whole and self.spool.holds(entry.spool_rows)):
             return False
         for name, texts in keys:
             self.dictionaries[name].encode(texts, self.workers)
@@ -436,8 +481,9 @@ class _Reading:
             if name not in self.relations:
                 self._add_relation(name)
         self.spool.restore(entry.spool_rows)
-        self.sources, self.skipped = list(entry.sources), entry.skipped
-        self.num_read = entry.num_read
+        self.sources, self.num_read = list(entry.sources), entry.num_read
+        if self.gate is not None and entry.gate is not None:
+            self.gate.restore(entry.gate)
         return True
 
 

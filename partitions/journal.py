@@ -26,19 +26,22 @@ from partitions.spool import Place
 
 _log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _NAME = "journal.json"
 
 
 @dataclass(frozen=True)
 class JournalEntry:
     files_done: int
-    rows_done: int  # of the file after those
+    pieces_done: int  # of the file after those
+    rows_done: int  # in these pieces, bad ones too
     spool_rows: Mapping[Place, int]
     relations: list[str]
     sources: list[dict[str, Any]]
-    skipped: int
+    skipped: int  # rows so far
+    skipped_bytes: int  # of the file that holds them
     num_read: int
+    gate: Mapping[str, Any] | None  # what the data gate has seen
 
     def as_json(self) -> dict[str, Any]:
         rows = [[*place, count] for place, count in self.spool_rows.items()]
@@ -67,11 +70,8 @@ class Journal:
     def exists(folder: Path) -> bool:
         return (folder / _NAME).exists()
 
-    def open(self, identity: Mapping[str, Any], restore: Restore) -> tuple[int, int] | None:
-        """Go on from the entry of an import of the same identity, else begin with nothing.
-
-        Returns (files, rows of the next file) that are done, or None.
-        """
+    def open(self, identity: Mapping[str, Any], restore: Restore) -> JournalEntry | None:
+        """Go on from the entry of an import of the same identity, else begin with nothing."""
         self._identity = identity
         entry = self._read()
         if entry is None or not restore(entry, self._keys()):
@@ -82,7 +82,7 @@ class Journal:
             (self.folder / "spool").mkdir()
             (self.folder / "keys").mkdir()
             return None
-        return entry.files_done, entry.rows_done
+        return entry
 
     def _read(self) -> JournalEntry | None:
         if not self.exists(self.folder):

@@ -46,7 +46,7 @@ class Flaw(Exception):
 
 class _Decoded(NamedTuple):
     batch: pa.RecordBatch | None
-    num_skipped: int
+    skipped: list[tuple[Flaw, str]]  # and the lines themselves
     flaw: Flaw | None
 
 
@@ -56,10 +56,11 @@ def read(
     block_bytes: int,
     *,
     skip_bad: bool = False,
-    on_skipped: Callable[[int], None] = lambda count: None,
+    on_bad: Callable[[Flaw, str], None] = lambda flaw, text: None,
 ) -> Iterator[pa.RecordBatch]:
     """Batches of the wanted columns; their types may differ from batch to batch (text or whole
-    numbers). Raises Flaw at the first bad line, or leaves such lines out and counts them."""
+    numbers). Raises Flaw at the first bad line, or leaves such lines out and hands them to
+    on_bad."""
     num_threads = max(1, pa.cpu_count())
     with ThreadPoolExecutor(num_threads, "json") as pool:
         ahead: deque[Future[_Decoded]] = deque()
@@ -67,19 +68,19 @@ def read(
             for block, first_line in _blocks(stream, block_bytes):
                 ahead.append(pool.submit(_decode, block, first_line, fields, skip_bad))
                 if len(ahead) > num_threads:
-                    yield from _taken(ahead.popleft().result(), on_skipped)
+                    yield from _taken(ahead.popleft().result(), on_bad)
             while ahead:
-                yield from _taken(ahead.popleft().result(), on_skipped)
+                yield from _taken(ahead.popleft().result(), on_bad)
         finally:
             for waiting in ahead:
                 waiting.cancel()
 
 
-def _taken(decoded: _Decoded, on_skipped: Callable[[int], None]) -> Iterator[pa.RecordBatch]:
+def _taken(decoded: _Decoded, on_bad: Callable[[Flaw, str], None]) -> Iterator[pa.RecordBatch]:
     if decoded.flaw is not None:
         raise decoded.flaw
-    if decoded.num_skipped:
-        on_skipped(decoded.num_skipped)
+    for bad in decoded.skipped:
+        on_bad(*bad)
     if decoded.batch is not None:
         yield decoded.batch
 
@@ -112,7 +113,7 @@ def _blocks(stream: IO[bytes], block_bytes: int) -> Iterator[tuple[bytes, int]]:
 def _decode(block: bytes, first_line: int, fields: Fields, skip_bad: bool) -> _Decoded:
     batch = _decode_fast(block, fields)
     if batch is not None:
-        return _Decoded(batch, 0, None)
+        return _Decoded(batch, [], None)
     return _decode_slowly(block, first_line, fields, skip_bad)
 
 
@@ -210,7 +211,7 @@ def _lines(block: bytes) -> Iterator[bytes]:
 
 def _decode_slowly(block: bytes, first_line: int, fields: Fields, skip_bad: bool) -> _Decoded:
     cells_of: dict[str, list[Any]] = {name: [] for name in fields.columns}
-    num_skipped = 0
+    skipped: list[tuple[Flaw, str]] = []
     for number, line in enumerate(_lines(block), start=first_line):
         if not line.strip():
             continue
@@ -218,15 +219,15 @@ def _decode_slowly(block: bytes, first_line: int, fields: Fields, skip_bad: bool
             row = _row(line, fields)
         except ValueError as error:
             if not skip_bad:
-                return _Decoded(None, 0, Flaw(number, str(error)))
-            num_skipped += 1
+                return _Decoded(None, [], Flaw(number, str(error)))
+            skipped.append((Flaw(number, str(error)), line.decode("utf-8", "replace")))
             continue
         for name, cell in row.items():
             cells_of[name].append(cell)
     kinds = {name: pa.string() for name in fields.columns}
     kinds |= dict.fromkeys(fields.floats, pa.float64()) | dict.fromkeys(fields.times, pa.int64())
     arrays = {name: pa.array(values, kinds[name]) for name, values in cells_of.items()}
-    return _Decoded(pa.record_batch(arrays), num_skipped, None)
+    return _Decoded(pa.record_batch(arrays), skipped, None)
 
 
 def _row(line: bytes, fields: Fields) -> dict[str, Any]:

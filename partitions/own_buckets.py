@@ -139,7 +139,7 @@ class OwnBuckets:
                 }
             ],
             partitioning="hash" if hashed else "own",
-            config=self.config.model_dump(mode="json", exclude={"threads"}),
+            config=self.config.content,
         )
         durable.write_json(folder / MANIFEST, manifest.as_json())
         return TakenReport(

@@ -7,6 +7,7 @@ file is read once more, line by line, only to name the line: the fast file stays
 import csv
 import gzip
 import io
+import json
 import sys
 import tarfile
 import zipfile
@@ -26,10 +27,33 @@ from partitions.config import Column, SourceConfig
 from partitions.errors import DataError, did_you_mean
 from partitions.sources import InputFile, broken
 
-_BLOCK_BYTES = 8 << 20  # of text; the batches of a file depend on it, not on the number of threads
+BLOCK_BYTES = 8 << 20  # of text; the batches of a file depend on it, not on the number of threads
 _BATCH_ROWS = 1 << 18
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
+_MOST_LINES = 100_000  # malformed ones of a text file that are kept to be shown
 _COLUMN_SEPARATOR = "\x1f"  # stands in for a delimiter of several characters
+
+
+class BadRow(NamedTuple):
+    """A row that was left out."""
+
+    why: str
+    text: str  # the line as it stands, or its cells as JSON
+    is_row: bool  # whether its cells could be told apart, and stand among a piece's `cells`
+
+
+class Piece(NamedTuple):
+    """Some rows of a file. `bad` of text also holds the lines before it that are no rows."""
+
+    cells: pa.RecordBatch  # as they stand in the file, of the columns that are wanted
+    rows: pa.RecordBatch  # what of them is good, as `read` gives it
+    bad: list[BadRow]
+
+
+OnBad = Callable[[BadRow], None]
+_UNKEPT = BadRow(
+    f"one of many: the file has over {_MOST_LINES:,} lines that are no rows", "", False
+)
 
 
 class _Wanted(NamedTuple):
@@ -62,10 +86,41 @@ def read(
     counted by on_skipped.
     """
     wanted = _Wanted(columns, floats, times, optional)
+    for piece in _pieces(file, source, wanted, skip_bad):
+        if piece.bad:
+            on_skipped(len(piece.bad))
+        if piece.rows.num_columns:
+            yield piece.rows
+
+
+def read_pieces(
+    file: InputFile,
+    source: SourceConfig,
+    columns: dict[str, Column],
+    *,
+    skip_bad: bool = False,
+    floats: tuple[str, ...] = (),
+    times: tuple[str, ...] = (),
+    optional: tuple[str, ...] = (),
+) -> Iterator[Piece]:
+    """The same batches with the cells they were made of and the rows that were left out. A piece
+    without columns holds bad rows only."""
+    return _pieces(file, source, _Wanted(columns, floats, times, optional), skip_bad)
+
+
+def _pieces(
+    file: InputFile, source: SourceConfig, wanted: _Wanted, skip_bad: bool
+) -> Iterator[Piece]:
     reader = _FORMATS[sources.format_of(file, source)]
+    bad: list[BadRow] = []
     try:
-        for batch in reader(file, source, wanted, skip_bad, on_skipped):
-            yield _checked(batch, file, source, wanted, skip_bad, on_skipped)
+        for cells in reader(file, source, wanted, skip_bad, bad.append):
+            rows = _checked(cells, file, source, wanted, skip_bad, bad.append)
+            yield Piece(cells, rows, bad.copy())
+            bad.clear()
+        if bad:
+            nothing = pa.record_batch({})
+            yield Piece(nothing, nothing, bad)
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError, zipfile.BadZipFile) as error:
         raise broken(file, error) from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -107,20 +162,24 @@ def _read_text(
     source: SourceConfig,
     wanted: _Wanted,
     skip_bad: bool,
-    on_skipped: Callable[[int], None],
+    on_bad: OnBad,
 ) -> Iterator[pa.RecordBatch]:
     columns = wanted.columns
     names, width, header_lines = _text_columns(file, source, columns)
     delimiter = _delimiter(file, source)
     # The block parser knows only delimiters of one ASCII character.
     stand_in = len(delimiter) > 1 or not delimiter.isascii()
-    bad = 0
+    bad: list[BadRow] = []
+    num_bad = 0
 
     def on_invalid(row: Any) -> str:
-        nonlocal bad
+        nonlocal num_bad
         if _is_blank(row.text):
             return "skip"  # which is no row
-        bad += 1
+        num_bad += 1
+        if num_bad <= _MOST_LINES:
+            why = f"expected {width} columns, found {row.actual_columns}"
+            bad.append(BadRow(why, row.text, False))
         return "skip" if skip_bad else "error"
 
     with sources.opened(file, source.member) as stream:
@@ -134,7 +193,7 @@ def _read_text(
                 read_options=pyarrow.csv.ReadOptions(
                     column_names=[str(i) for i in range(width)],
                     skip_rows=header_lines,
-                    block_size=_BLOCK_BYTES,
+                    block_size=BLOCK_BYTES,
                     encoding=source.encoding,
                 ),
                 parse_options=pyarrow.csv.ParseOptions(
@@ -161,8 +220,11 @@ def _read_text(
             garbled = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error)
             find = _bad_bytes if garbled else _bad_line
             raise find(file, source, columns) or broken(file, error) from None
-    if bad:
-        on_skipped(bad)
+    # Only now: the parser is ahead of the batches, by how much is chance.
+    for line in bad:
+        on_bad(line)
+    for _ in range(num_bad - len(bad)):
+        on_bad(_UNKEPT)
 
 
 def _delimiter(file: InputFile, source: SourceConfig) -> str:
@@ -276,14 +338,16 @@ def _read_json(
     source: SourceConfig,
     wanted: _Wanted,
     skip_bad: bool,
-    on_skipped: Callable[[int], None],
+    on_bad: OnBad,
 ) -> Iterator[pa.RecordBatch]:
     fields = _json_fields(file, wanted)
     with sources.opened(file, source.member) as stream:
         try:
-            yield from json_lines.read(
-                stream, fields, _BLOCK_BYTES, skip_bad=skip_bad, on_skipped=on_skipped
-            )
+
+            def bad(flaw: json_lines.Flaw, text: str) -> None:
+                on_bad(BadRow(f"line {flaw.line}: {flaw.what}", text, False))
+
+            yield from json_lines.read(stream, fields, BLOCK_BYTES, skip_bad=skip_bad, on_bad=bad)
         except json_lines.Flaw as flaw:
             raise _flawed(file, source, flaw) from None
 
@@ -383,7 +447,7 @@ def _checked(
     source: SourceConfig,
     wanted: _Wanted,
     skip_bad: bool,
-    on_skipped: Callable[[int], None],
+    on_bad: OnBad,
 ) -> pa.RecordBatch:
     """The batch as non-empty strings, finite floats and times, bad rows refused or left out."""
     arrays, good = {}, None
@@ -409,8 +473,24 @@ def _checked(
         return checked
     if not skip_bad:
         raise _bad_value(file, source, wanted)
-    on_skipped(num_bad)
+    for cells in batch.filter(pc.invert(good)).to_pylist():
+        on_bad(BadRow(_why_bad(cells, wanted), json.dumps(cells, default=str), True))
     return checked.filter(good)
+
+
+def _why_bad(cells: dict[str, Any], wanted: _Wanted) -> str:
+    """What is wrong with a row that was not taken."""
+    for name, cell in cells.items():
+        if cell is None or cell == "":
+            if name not in wanted.optional:
+                return f"{name} is missing or empty"
+            continue
+        alone = pa.array([cell])
+        if name in wanted.floats and not pc.is_finite(as_floats(alone))[0].as_py():
+            return f"{name} is {cell!r}, expected a number"
+        if name in wanted.times and not as_seconds(alone)[0].is_valid:
+            return f"{name} is {cell!r}, expected seconds since 1970 or a date"
+    return "a cell is not what its column holds"
 
 
 def _bad_value(
@@ -422,7 +502,7 @@ def _bad_value(
     form = sources.format_of(file, source)
     if form == "json":
         with sources.opened(file, source.member) as stream:
-            flaw = json_lines.first_flaw(stream, _json_fields(file, wanted), _BLOCK_BYTES)
+            flaw = json_lines.first_flaw(stream, _json_fields(file, wanted), BLOCK_BYTES)
         if flaw is not None:
             return _flawed(file, source, flaw)
     if form != "text":

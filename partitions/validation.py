@@ -2,14 +2,15 @@
 
     gate = validation.gate(config, folder)  # the run's folder, of schema.toml and statistics.json
     gate.add(file, first_row, batch)        # while the import streams
-    report = gate.finish()                  # writes what a clean batch leaves behind
+    report = gate.judged()
+    gate.note(report)                       # writes what a clean batch leaves behind
 
 The first batch has no schema: it is inferred and written, for people to review. Later ones are
 checked, and a clean one becomes the last good batch. One that is not leaves both files alone.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,22 @@ from typing import Any
 import pyarrow as pa
 
 from partitions import durable
-from partitions.config import GraphConfig
+from partitions.config import GraphConfig, SourceConfig
 from partitions.errors import DataError
 from partitions.gate import data_files, data_schema, schema_edits, statistics
-from partitions.gate.anomalies import Anomaly, Report, explained
+from partitions.gate.anomalies import Anomaly, Cell, Refused, Report, explained
 from partitions.gate.batch_rules import Reading, batch_anomalies
 from partitions.gate.columns import kinds_of, typed
 from partitions.gate.comparison import distances
 from partitions.gate.data_files import Input, Located
-from partitions.gate.data_schema import DataSchema
+from partitions.gate.data_schema import DataSchema, Seen
 from partitions.gate.inference import doubts, infer
 from partitions.gate.row_anomalies import row_anomalies
 from partitions.gate.row_rules import RowRules
 from partitions.gate.schema_edits import Edit
 from partitions.gate.statistics import Endpoints, Statistics, ends_of
+from partitions.readers import BadRow
+from partitions.sources import InputFile
 
 Progress = Callable[[str, int], None]  # (file, rows read from it since the last call)
 
@@ -60,6 +63,8 @@ class Gate:
         self.reading = Reading()
         self.rows = RowRules(schema, self.as_of) if schema is not None else None
         self.fatal: list[Anomaly] = []
+        self.identity: dict[str, Any] = {"as_of": as_of}
+        self._seen: Seen = {}
 
     def add(
         self, file: str, first_row: int, batch: pa.RecordBatch, relation: str | None = None
@@ -81,6 +86,7 @@ class Gate:
         """What was seen so far, as JSON: for an import that may be killed and go on from there."""
         return {
             "as_of": self.as_of,
+            "columns": list(self.statistics.kinds),  # JSON keeps no order
             "statistics": self.statistics.as_json(),
             "reading": self.reading.as_json(),
             "rows": None if self.rows is None else self.rows.as_json(),
@@ -89,6 +95,8 @@ class Gate:
     def restore(self, state: Mapping[str, Any]) -> None:
         self.as_of = state["as_of"]
         self.statistics = Statistics.from_json(state["statistics"])
+        kinds = self.statistics.kinds
+        self.statistics.kinds = {name: kinds[name] for name in state["columns"]}
         self.reading = Reading.from_json(state["reading"])
         if self.rows is not None:
             self.rows.as_of = self.as_of
@@ -101,24 +109,62 @@ class Gate:
         if self.rows is not None and other.rows is not None:
             self.rows.merge(other.rows)
 
-    def finish(self) -> Report:
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def skip(self, file: str, rows: Sequence[BadRow]) -> None:
+        """Lines of a file that are no rows. What `add` sees itself is not counted again."""
+        lines = [row for row in rows if not row.is_row]
+        self.reading.malformed += len(lines)
+        if lines and self.reading.malformed_cell is None:
+            self.reading.malformed_cell = Cell(file, 0, f"{lines[0].text} ({lines[0].why})")
+
+    def end_file(self, file: InputFile, source: SourceConfig) -> None:
+        data_files.note_file(file, source, self.reading)
+
+    def judged(self) -> Report:
         if not self.statistics.rows and not self.fatal:
             raise DataError("The batch has no rows: there is nothing to check. Mend the inputs.")
-        report = self._first() if self.schema is None else self._checked(self.schema)
-        if self.folder is not None:
-            durable.write_json(self.folder / REPORT, report.as_json())
-            if report.clean:
-                statistics.write(self.folder / STATISTICS, self.statistics)
+        return self._first() if self.schema is None else self._checked(self.schema)
+
+    def let_in(self, *, accept: bool = False) -> Report:
+        """The report of a batch that is clean, or accepted as it is. Raises Refused otherwise."""
+        report = self.judged()
+        if report.clean or (accept and report.usable):
+            return report
+        self.note(report)
+        names = ", ".join(dict.fromkeys(anomaly.name for anomaly in report.anomalies))
+        raise Refused(
+            f"The data gate found {names} in these inputs, and nothing was imported. Mend the "
+            f"data, edit {self._path(SCHEMA)}, or add --accept where the data is right as it is "
+            f"(then nothing is read again); {self._path(REPORT)} has all of it.",
+            report,
+        )
+
+    def note(self, report: Report, *, accept: bool = False) -> None:
+        """Leave behind the report; of a first batch the schema; of a clean one its statistics.
+
+        accept: where it is not clean, edit the schema to let it in."""
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        durable.write_json(self._path(REPORT), report.as_json())
+        if report.first_use and report.schema is not None:
+            data_schema.write(self._path(SCHEMA), report.schema, self._seen)
+        if report.clean:
+            statistics.write(self._path(STATISTICS), self.statistics)
+        elif accept:
+            accept_batch(report, self.folder)
+
+    def finish(self) -> Report:
+        report = self.judged()
+        self.note(report)
         return report
+
+    def _path(self, name: str) -> Path:
+        return Path(name) if self.folder is None else self.folder / name
 
     def _first(self) -> Report:
         if self.fatal:
             return self._report(tuple(self.fatal), None)
-        found, seen = infer(self.statistics, self._ends(), self.reading)
-        if self.folder is not None:
-            data_schema.write(self.folder / SCHEMA, found, seen)
+        found, self._seen = infer(self.statistics, self._ends(), self.reading)
         notes = tuple(doubts(self.statistics, found))
         return self._report((), found, first_use=True, notes=notes)
 
@@ -197,7 +243,11 @@ def gate(config: GraphConfig, folder: Path, as_of: int | None = None) -> Gate:
     last_good = None
     if schema is not None and (folder / STATISTICS).exists():
         last_good = statistics.read(folder / STATISTICS)
-    return Gate(schema, last_good, endpoints, as_of, folder)
+    found = Gate(schema, last_good, endpoints, as_of, folder)
+    for name in (SCHEMA, STATISTICS):
+        path = folder / name
+        found.identity[name] = durable.sha256_of(path) if path.exists() else None
+    return found
 
 
 def validate(

@@ -1,13 +1,11 @@
 """The memory plan: what training will take, said before it is taken."""
 
-import os
-import resource
 from dataclasses import dataclass
-from pathlib import Path
 
 from embedsvc.config import ModelConfig, TrainConfig
 from partitions.errors import ConfigError
 from partitions.graph import Graph
+from partitions.memory import available_bytes
 from partitions.schema import SPLITS, Slot
 
 _PROCESS_BYTES = 450 << 20  # interpreter and libraries
@@ -63,7 +61,7 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
 def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:
     """The plan in lines for people, with the number of partitions that the memory wants."""
     plan = plan_memory(graph, model, train)
-    available = _limit(train.memory_mb)
+    available = available_bytes(train.memory_mb)
     row_bytes = (model.dim + 1) * 4
     entities = {name: graph.num_entities(name) for name in graph.entity_types}
     tables = {name: count * row_bytes for name, count in entities.items()}
@@ -94,7 +92,7 @@ def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:
 
 def check_memory(plan: MemoryPlan, memory_mb: int | None, graph: Graph) -> None:
     """ConfigError where the plan can't fit, saying what to change."""
-    available = _limit(memory_mb)
+    available = available_bytes(memory_mb)
     if plan.total <= available:
         return
     parts = max(t.num_partitions for t in graph.entity_types.values())
@@ -103,27 +101,3 @@ def check_memory(plan: MemoryPlan, memory_mb: int | None, graph: Graph) -> None:
         f"Use more partitions (now {parts}), a smaller train.buffer, model.dim or "
         "train.batch_size, or raise train.memory_mb."
     )
-
-
-def _limit(memory_mb: int | None) -> int:
-    return memory_mb * 10**6 if memory_mb else _available_bytes()
-
-
-def _available_bytes() -> int:
-    """What this process may still take: the machine's, the container's and its own limit."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    meminfo = [line.split() for line in _lines(Path("/proc/meminfo"))]
-    limits += [int(words[1]) * 1024 for words in meminfo if words[0] == "MemAvailable:"]
-    container = _lines(Path("/sys/fs/cgroup/memory.max"))
-    limits += [int(line) for line in container if line.isdigit()]
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        limits.append(soft)
-    return min(limits)
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []

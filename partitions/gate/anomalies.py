@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from math import ceil, floor, log10
 from typing import Any
 
+from partitions.errors import DataError
 from partitions.gate.data_schema import DataSchema
 from partitions.gate.schema_edits import Edit, combined
 from partitions.gate.statistics import Statistics
@@ -146,6 +147,14 @@ class Report:
             "anomalies": [anomaly.as_json() for anomaly in self.anomalies],
             "notes": list(self.notes),
         }
+
+
+class Refused(DataError):
+    """A batch was not let in; `report` says what is wrong with it."""
+
+    def __init__(self, sentence: str, report: Report) -> None:
+        super().__init__(sentence)
+        self.report = report
 
 
 def rounded_up(value: float, digits: int = 2) -> float:

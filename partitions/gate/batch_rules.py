@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, date, datetime
+from datetime import date
 from itertools import combinations
 from typing import Any
 
 from partitions.gate.anomalies import Anomaly, Cell, rounded_up
-from partitions.gate.column_statistics import DAY_S, TimeStatistics, last_whole_day
+from partitions.gate.column_statistics import DAY_S, TimeStatistics, last_whole_day, moment_at
 from partitions.gate.data_schema import ColumnRules, DataSchema
 from partitions.gate.schema_edits import Edit
 from partitions.gate.statistics import Endpoints, Statistics, ends_of
@@ -213,7 +213,7 @@ def lag_days(times: TimeStatistics, as_of: int) -> int | None:
 
 
 def _day(day: int) -> str:
-    return f"{datetime.fromtimestamp(day * DAY_S, UTC):%Y-%m-%d}"
+    return f"{moment_at(day * DAY_S):%Y-%m-%d}"
 
 
 def _entities(schema: DataSchema, statistics: Statistics) -> Iterator[Anomaly]:

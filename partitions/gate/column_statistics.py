@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,13 @@ from partitions.gate.sketches import (
 DAY_S = 86_400
 _PREFIX_BYTES = 24
 _DAYS = 100_000  # timestamps beyond 1970 +- 273 years count as the last such day
+
+
+def moment_at(seconds: float) -> datetime:
+    """Since 1970 UTC; the first or last moment that a calendar has for one beyond it."""
+    ends = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC, microsecond=0))
+    first, last = (int(end.timestamp()) for end in ends)
+    return datetime.fromtimestamp(min(max(seconds, first), last), UTC)
 
 
 def last_whole_day(as_of: int) -> int:

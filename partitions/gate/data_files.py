@@ -61,11 +61,11 @@ def read(
     """All batches of all files. One that breaks off goes to `fatal`, and the next follows."""
     for given in inputs:
         for file in sources.expand(given.folder, given.source):
-            reading.files += 1
             try:
                 yield from _located(file, given, reading)
             except DataError as error:
                 fatal(diagnosed(file, given.source, str(error)))
+                reading.files += 1
 
 
 def _located(file: InputFile, given: Input, reading: Reading) -> Iterator[Located]:
@@ -84,7 +84,13 @@ def _located(file: InputFile, given: Input, reading: Reading) -> Iterator[Locate
     if skipped:
         reading.malformed += skipped
         reading.malformed_cell = reading.malformed_cell or _first_malformed(file, given)
-    if _is_plain_text(file, given.source) and file.num_bytes:
+    note_file(file, given.source, reading)
+
+
+def note_file(file: InputFile, source: SourceConfig, reading: Reading) -> None:
+    """That it was read to its end, and whether this end is that of a line."""
+    reading.files += 1
+    if _is_plain_text(file, source) and file.num_bytes:
         reading.text_files += 1
         if _ends(file, 1)[1] not in b"\r\n":
             reading.cut_files.append(file.name)

@@ -6,7 +6,7 @@ bake its fault in, so `doubts` says what already looks wrong.
 """
 
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from partitions.gate.batch_rules import Reading, lag_days
@@ -15,6 +15,7 @@ from partitions.gate.column_statistics import (
     EndpointStatistics,
     NumberStatistics,
     TimeStatistics,
+    moment_at,
 )
 from partitions.gate.data_schema import (
     ColumnRules,
@@ -128,15 +129,16 @@ def _room(extreme: float, tail: float) -> float:
 
 def _times(statistics: Statistics, name: str, table: tuple[str, ...], seen: Seen) -> dict[str, Any]:
     times, as_of = statistics.times(name), statistics.as_of
-    first = datetime.fromtimestamp(max(times.lowest, -6e10), UTC)
-    last = datetime.fromtimestamp(min(times.highest, 2e11), UTC)
+    first, last = moment_at(times.lowest), moment_at(times.highest)
+    margin = max(30, (last - first).days)
     seen[*table, "earliest"] = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
     future = sum(count for day, count in times.days.items() if day > as_of // DAY_S)
     rules: dict[str, Any] = {
         "drift": 0.05,
-        "earliest": first.date() - timedelta(days=max(30, (last - first).days)),
         "future": round(min(1.0, 2 * future / statistics.rows), 6),
     }
+    if first.toordinal() > margin:  # else any date would do
+        rules["earliest"] = first.date() - timedelta(days=margin)
     if (lag := _lag(statistics, name)) is not None and lag <= _LIVE_DAYS:
         seen[*table, "max_lag_days"] = str(lag)
         rules["max_lag_days"] = lag

@@ -2,10 +2,10 @@
 would accept them."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 from partitions.gate.anomalies import Anomaly, rounded_up
+from partitions.gate.column_statistics import moment_at
 from partitions.gate.columns import KEY_COLUMNS
 from partitions.gate.data_schema import ColumnRules
 from partitions.gate.key_traits import TRAITS
@@ -94,7 +94,7 @@ def _range(case: _Case) -> Anomaly:
     rules, table, broken = case.column_rules, ("columns", case.column), case.broken
     edits = []
     if rules.type == "timestamp":
-        day = datetime.fromtimestamp(max(broken.lowest, -6e10), UTC).date()
+        day = moment_at(broken.lowest).date()
         edits.append(Edit(table, "earliest", day))
     else:
         if rules.min is not None and broken.lowest < rules.min:
@@ -119,7 +119,7 @@ def _future(case: _Case) -> Anomaly | None:
     allowed = case.column_rules.future
     if allowed is None or case.share <= allowed:
         return None
-    moment = datetime.fromtimestamp(case.rules.as_of, UTC)
+    moment = moment_at(case.rules.as_of)
     what = f"{case.column} is after {moment:%Y-%m-%d %H:%M} UTC {case.where}"
     edit = Edit(("columns", case.column), "future", min(1.0, rounded_up(case.share)))
     return case.anomaly("future_timestamps", what, allowed, edit)

@@ -7,7 +7,6 @@ count.
 """
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from partitions.gate import drift
 from partitions.gate.anomalies import Distance
-from partitions.gate.column_statistics import DAY_S, TimeStatistics, last_whole_day
+from partitions.gate.column_statistics import DAY_S, TimeStatistics, last_whole_day, moment_at
 
 _FEW = 50  # rows expected on a day whose absence says something
 _LONGER = 1.25  # times as many days are still the same window: months, days after a holiday
@@ -143,4 +142,4 @@ def _newest(times: TimeStatistics) -> int:
 
 
 def _day(day: int) -> str:
-    return f"{datetime.fromtimestamp(day * DAY_S, UTC):%Y-%m-%d}"
+    return f"{moment_at(day * DAY_S):%Y-%m-%d}"

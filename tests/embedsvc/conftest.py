@@ -123,6 +123,7 @@ def make_graph(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Graph]
         config = GraphConfig.model_validate(
             {
                 "data": raw,
+                "gate": False,
                 "entities": {t: {"partitions": (partitions or {}).get(t, 1)} for t in types},
                 "relations": {n: {"lhs": a, "rhs": b} for n, (a, b) in relations.items()},
                 "inputs": [{"path": f"{s}.tsv", "split": s, "columns": columns} for s in edges],

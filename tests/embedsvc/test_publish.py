@@ -178,6 +178,7 @@ def test_attributes_go_with_their_keys(make_trained: MakeTrained, tmp_path: Path
     config = GraphConfig.model_validate(
         {
             "data": tmp_path,
+            "gate": False,
             "entities": {
                 "user": {},
                 "item": {

@@ -114,7 +114,9 @@ def copy(road: Road, tmp_path: Path) -> Path:
 def test_each_command_says_what_it_did(road: Road) -> None:
     num_edges = GROUPS * USERS * BOUGHT
     out = {command: answer.stdout for command, answer in road.answers.items()}
-    assert out["import"].startswith(f"import: {num_edges} edges (")
+    assert out["import"].startswith("import: memory plan: ")
+    assert f"\nimport: {num_edges} edges (" in out["import"]
+    assert "run/schema.toml" in out["import"]
     assert f"{GROUPS * USERS} user, {GROUPS * ITEMS} item" in out["import"]
     assert re.match(r"train: [\d,]+ edges in ", out["train"])
     assert "Filtered ranks of" in out["eval"] and "most popular" in out["eval"]

@@ -28,6 +28,7 @@ def shop(folder: Path, *, user: int = 1, item: int = 1, **settings: Any) -> Grap
     return GraphConfig.model_validate(
         {
             "data": folder,
+            "gate": False,
             "entities": {"user": {"partitions": user}, "item": {"partitions": item}},
             "relations": {
                 "bought": {"lhs": "user", "rhs": "item"},

@@ -71,6 +71,7 @@ run = partitions.config:RunConfig
 graph = partitions.config:GraphConfig
 """
 CONFIG = """
+graph.gate = false
 [graph.entities.node]
 partitions = 2
 [graph.relations.knows]

@@ -30,6 +30,7 @@ def graph(tmp_path: Path) -> Graph:
     config = GraphConfig.model_validate(
         {
             "data": tmp_path,
+            "gate": False,
             "entities": {
                 "user": {"partitions": 3},
                 "movie": {"attributes": {"path": "m.tsv", "columns": {"key": 0, "title": 1}}},

@@ -1,5 +1,6 @@
 """partitions.import_plan: what is planned grows with entities, not with edges; guesses say so."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from partitions.config import GraphConfig
-from partitions.import_plan import plan_import
+from partitions.errors import ConfigError
+from partitions.graph import Graph
+from partitions.import_plan import check_memory, plan_import
+from partitions.importer import import_graph
 from tests.partitions.import_cases import NAMES, columns, shop, shop_edges, write_edges
 
 
@@ -46,13 +50,50 @@ def test_duplicates_are_looked_for_in_a_whole_bucket(tmp_path: Path) -> None:
 def test_known_numbers_of_entities_are_taken_and_others_guessed(tmp_path: Path) -> None:
     config = drawn(tmp_path, 300_000)
     guess = plan_import(config)
-    assert guess.is_guess and plan_import(config, {"user": 5}).is_guess
-    for name, true in {"user": 5000, "item": 2000}.items():
-        assert true <= guess.num_entities[name] <= 1.2 * true
+    true = {"user": 5000, "item": 2000}
+    assert guess.fewest_entities == guess.num_entities == true  # the first rows have them all
     known = plan_import(config, {"user": 10**8, "item": 7})
     assert not known.is_guess
     assert known.num_entities == {"user": 10**8, "item": 7}
     assert 32 * 10**8 <= known.dictionaries <= 110 * 10**8
+
+
+def test_the_true_number_lies_between_the_two_guesses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("partitions.readers._BATCH_ROWS", 1 << 11)
+    config = drawn(tmp_path, 100_000)
+    plan = plan_import(config)
+    assert plan.is_guess and plan.least_bytes < plan.total_bytes
+    for name, true in {"user": 5000, "item": 2000}.items():
+        assert 0.8 * true <= plan.fewest_entities[name] <= 1.2 * true < plan.num_entities[name]
+    assert plan_import(config, {"user": 5000}).is_guess
+    expecting = config.model_dump() | {"entities": {n: {"expected": 7} for n in ("user", "item")}}
+    told = plan_import(GraphConfig.model_validate(expecting))
+    assert not told.is_guess and told.num_entities == {"user": 7, "item": 7}
+
+
+def test_the_least_must_fit_and_the_most_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("partitions.readers._BATCH_ROWS", 1 << 11)
+    plan = plan_import(drawn(tmp_path, 100_000))
+    assert check_memory(plan, plan.total_bytes // 10**6 + 1) is None
+    tight = replace(plan, dictionaries=plan.dictionaries + 50_000_000)
+    assert "may take" in (check_memory(tight, plan.total_bytes // 10**6 + 1) or "")
+    with pytest.raises(ConfigError, match=r"plans for [\d,]+ MB, and 1 MB are free"):
+        check_memory(plan, 1)
+
+
+def test_an_append_plans_for_what_is_there_and_for_new_files_only(tmp_path: Path) -> None:
+    write_edges(tmp_path / "a.tsv", shop_edges(500))
+    config = shop(tmp_path, inputs=[{"path": "?.tsv", "columns": columns(*NAMES)}])
+    import_graph(config, tmp_path / "graph")
+    base = Graph(tmp_path / "graph")
+    write_edges(tmp_path / "b.tsv", shop_edges(50, seed=1))
+    plan = plan_import(config, base=base)
+    assert 40 <= plan.num_rows <= 60
+    assert plan.fewest_entities["user"] >= base.num_entities("user")
 
 
 def test_text_inputs_and_small_graphs_have_a_plan(tmp_path: Path) -> None:

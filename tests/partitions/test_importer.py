@@ -24,6 +24,7 @@ from partitions import spool
 from partitions.config import GraphConfig
 from partitions.errors import DataError
 from partitions.graph import MANIFEST, Graph
+from partitions.graph_writer import WRITING
 from partitions.hashing import hash_keys
 from partitions.importer import import_graph, is_current
 from partitions.schema import SPLITS, Bucket
@@ -44,6 +45,7 @@ def config_of(
     return GraphConfig.model_validate(
         {
             "data": folder,
+            "gate": False,
             "entities": {"user": {"partitions": user}, "movie": {"partitions": movie}},
             "relations": {n: {"lhs": "user", "rhs": "movie"} for n in ("likes", "rates")},
             "inputs": inputs or [{"path": "e.tsv"}],
@@ -247,7 +249,7 @@ def test_progress_hears_of_every_row(tmp_path: Path) -> None:
         heard[name] += rows
 
     import_graph(config_of(tmp_path, inputs=[{"path": "*.tsv"}]), tmp_path / "graph", progress)
-    assert heard == {"a.tsv": 30, "b.tsv": 20}
+    assert heard == {"a.tsv": 30, "b.tsv": 20, WRITING: 50}
     sources = Graph(tmp_path / "graph").manifest.sources
     assert [(Path(s["path"]).name, s["rows"]) for s in sources] == [("a.tsv", 30), ("b.tsv", 20)]
 

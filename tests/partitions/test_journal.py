@@ -17,12 +17,15 @@ IDENTITY = {"config": {"a": 1}, "files": [["e.tsv", 10, 20]]}
 def entry_of(rows_done: int) -> JournalEntry:
     return JournalEntry(
         files_done=2,
+        pieces_done=1,
         rows_done=rows_done,
         spool_rows={(0, 1, 2): 30, (2, 0, 0): 4},
         relations=["a", "é"],
         sources=[{"path": "a.tsv", "bytes": 1, "sha256": "00", "rows": 3}],
         skipped=5,
+        skipped_bytes=50,
         num_read=6,
+        gate={"as_of": 7},
     )
 
 
@@ -60,7 +63,7 @@ def noted(tmp_path: Path) -> Path:
 
 def test_the_newest_entry_comes_back_with_the_keys_in_their_order(noted: Path) -> None:
     heard = Heard()
-    assert Journal(noted).open(IDENTITY, heard) == (2, 9)
+    assert Journal(noted).open(IDENTITY, heard) == entry_of(9)
     assert heard.entry == entry_of(9)
     grown = {"user": Dictionary(2), "item": Dictionary(1)}
     for name, keys in heard.keys:
@@ -82,7 +85,7 @@ def test_writing_goes_on_where_the_entry_was(noted: Path) -> None:
     dictionaries["item"].encode(pa.array(["i2"]))
     journal.write(entry_of(10), dictionaries)
     again = Heard()
-    assert Journal(noted).open(IDENTITY, again) == (2, 10)
+    assert Journal(noted).open(IDENTITY, again) == entry_of(10)
     assert again.keys == [*heard.keys, ("item", ["i2"])]
 
 

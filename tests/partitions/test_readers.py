@@ -168,7 +168,7 @@ def test_tsv_reads_any_text_without_tabs_and_line_ends(
 def test_blocks_of_the_parser_leave_no_seam(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(readers, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
     rows = [
         (f"key {n}", f"rel\n{n}" if name == "e.csv" else "rel", "x" * (n % 9 + 1))
         for n in range(99)
@@ -238,7 +238,7 @@ def test_a_long_delimiter_is_replaced_as_if_the_text_came_whole(
 def test_delimiters_of_any_length_are_split_also_across_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delimiter: str
 ) -> None:
-    monkeypatch.setattr(readers, "_BLOCK_BYTES", 37)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 37)
     rows = [(f"l{'x' * (n % 7)}", f"r:{n}", f"{'y' * (n % 5)}z") for n in range(500)]
     path = written(tmp_path / "e.dat", "".join(delimiter.join(row) + "\n" for row in rows))
     assert rows_of(path, delimiter=delimiter) == rows
@@ -464,7 +464,7 @@ def test_bad_rows_are_skipped_and_counted_exactly(tmp_path: Path) -> None:
 def test_a_bad_line_in_a_later_block_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
 ) -> None:
-    monkeypatch.setattr(readers, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
     lines = [f"key{n}\tr\tv" for n in range(50)]
     lines[40] = bad
     path = written(tmp_path / "e.tsv", "\n".join(lines) + "\n")
@@ -633,7 +633,7 @@ def test_compressed_parquet_files_are_read(tmp_path: Path, codec: str) -> None:
 def test_batches_do_not_depend_on_the_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(readers, "_BLOCK_BYTES", 4096)
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 4096)
     monkeypatch.setattr(readers, "_BATCH_ROWS", 300)
     table = pa.table({"l": [f"key {n}" for n in range(4000)], "r": ["x"] * 4000})
     if name == "e.tsv":

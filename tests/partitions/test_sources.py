@@ -241,6 +241,7 @@ def config_of(folder: Path, **settings: Any) -> GraphConfig:
     return GraphConfig.model_validate(
         {
             "data": folder,
+            "gate": False,
             "entities": {"user": {"partitions": 2}},
             "relations": {"knows": {"lhs": "user", "rhs": "user"}},
             **settings,

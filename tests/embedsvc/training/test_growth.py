@@ -24,6 +24,7 @@ def graph_config(tmp_path: Path) -> GraphConfig:
     return GraphConfig.model_validate(
         {
             "data": tmp_path,
+            "gate": False,
             "entities": {"user": {"partitions": 3}, "item": {}},
             "relations": {"*": {"lhs": "user", "rhs": "item"}},
             "inputs": [{"path": "*.tsv"}],

@@ -1,0 +1,28 @@
+"""How much memory this process may still take."""
+
+import os
+import resource
+from pathlib import Path
+
+
+def available_bytes(limit_mb: int | None = None) -> int:
+    """What a setting allows; without one the least of what the machine has free and what the
+    container and the process are limited to."""
+    if limit_mb is not None:
+        return limit_mb * 10**6
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    meminfo = [line.split() for line in _lines(Path("/proc/meminfo"))]
+    limits += [int(words[1]) * 1024 for words in meminfo if words[0] == "MemAvailable:"]
+    container = _lines(Path("/sys/fs/cgroup/memory.max"))
+    limits += [int(line) for line in container if line.isdigit()]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        limits.append(soft)
+    return min(limits)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except OSError:
+        return []
