@@ -37,6 +37,10 @@ class Road:
     def open(config: Path, overrides: list[str] | None) -> "Road":
         return Road(settings_file.load(config, overrides or []))
 
+    def _say(self, line: str) -> None:
+        """One line, however long: a pipe has no width."""
+        self.console.print(line, soft_wrap=True, markup=False)
+
     def import_graph(
         self,
         *,
@@ -53,7 +57,7 @@ class Road:
             raise ConfigError("--append adds to a graph, --replace makes it anew: choose one.")
         if path.exists() and not replace and not append:
             if if_needed and importer.is_current(config, path):
-                self.console.print(f"import: {path} is up to date")
+                self._say(f"import: {path} is up to date")
                 return
             raise DataError(
                 f"{path} already holds a graph. Add --append to embedsvc import to add new input "
@@ -85,7 +89,7 @@ class Road:
                 raise
         seconds = time.perf_counter() - start
         edges = sum(report.num_edges.values())
-        self.console.print(
+        self._say(
             f"import: {edges:,} edges "
             f"({', '.join(f'{n:,} {split}' for split, n in report.num_edges.items() if n)}), "
             f"{sum(report.num_entities.values()):,} entities "
@@ -93,21 +97,19 @@ class Road:
             f"in {seconds:.1f} s"
         )
         if report.resumed:
-            self.console.print("import: went on from where an earlier run was broken off")
+            self._say("import: went on from where an earlier run was broken off")
         if report.dropped_edges:
-            self.console.print(
-                f"import: dropped {report.dropped_edges:,} edges (duplicates, self-loops)"
-            )
+            self._say(f"import: dropped {report.dropped_edges:,} edges (duplicates, self-loops)")
         for name, count in report.untrained_entities.items():
             if count:
-                self.console.print(f"import: {count:,} {name} entities have no training edge")
+                self._say(f"import: {count:,} {name} entities have no training edge")
         if report.skipped_rows:
-            self.console.print(
+            self._say(
                 f"import: skipped {report.skipped_rows:,} bad rows, kept in {report.skipped_file}"
             )
         for name, count in report.unmatched_attributes.items():
             if count:
-                self.console.print(f"import: {count:,} {name} attributes belong to no edge")
+                self._say(f"import: {count:,} {name} attributes belong to no edge")
         if report.gate is not None:
             print_report(self.console, report.gate, self.folders.dir / SCHEMA, accept=accept)
 
@@ -117,9 +119,9 @@ class Road:
         if config.own_buckets is not None:
             return None
         plan = import_plan.plan_import(config, base=base)
-        self.console.print(f"import: {plan}", soft_wrap=True)
+        self._say(f"import: {plan}")
         if warning := import_plan.check_memory(plan, config.memory_mb):
-            self.console.print(f"import: {warning}", soft_wrap=True)
+            self._say(f"import: {warning}")
         return plan.num_rows
 
     def plan(self) -> None:
@@ -131,7 +133,7 @@ class Road:
             self.settings.table("train", TrainConfig),
         )
         for line in advise(graph, model, train):
-            self.console.print(line)
+            self._say(line)
 
     def train(self) -> None:
         from embedsvc.training.trainer import train
@@ -143,9 +145,9 @@ class Road:
             self.settings.table("train", TrainConfig),
         )
         if not report.num_edges:
-            self.console.print("train: nothing left to do")
+            self._say("train: nothing left to do")
             return
-        self.console.print(
+        self._say(
             f"train: {report.num_edges:,} edges in {report.train_s:.1f} s "
             f"({report.num_edges / report.train_s:,.0f}/s), last loss {report.loss:.4f}, "
             f"{report.table_reads + report.table_writes} table reads and writes, "
@@ -162,7 +164,7 @@ class Road:
         settings = config.model_dump(mode="json")
         found = self._metrics_of(trained.digest)
         if if_needed and found.get("settings") == settings:
-            self.console.print(f"eval: {self.folders.checkpoint / EVALUATION} is up to date")
+            self._say(f"eval: {self.folders.checkpoint / EVALUATION} is up to date")
             return found
         start = time.perf_counter()
         result: dict[str, Any] = {
@@ -180,7 +182,7 @@ class Road:
             edges = edges.take(np.sort(rng.permutation(len(edges))[: config.max_edges]))
             result["sampled_from"] = trained.graph.num_edges(config.split)
         if config.links and not len(edges):
-            self.console.print(f"eval: the {config.split} split has no edges to rank")
+            self._say(f"eval: the {config.split} split has no edges to rank")
         elif config.links:
             with rows_bar(self.console, "scores") as bar:
                 task = bar.add_task("eval links", total=None)
@@ -197,7 +199,7 @@ class Road:
             result.setdefault("recommend", {})[relation] = asdict(report)
             self._print_lists(asdict(report))
         result["seconds"] = round(time.perf_counter() - start, 2)
-        self.console.print(f"eval: {result['seconds']:.1f} s")
+        self._say(f"eval: {result['seconds']:.1f} s")
         durable.write_json(self.folders.checkpoint / EVALUATION, _without_nan(result))
         return result
 
@@ -210,11 +212,11 @@ class Road:
         config = self.settings.table("publish", PublishConfig)
         settings, metrics = self.settings.resolved(), self._metrics_of(trained.digest)
         if if_needed and metrics and self._is_live(settings, metrics):
-            self.console.print(f"publish: {self.folders.published} is up to date")
+            self._say(f"publish: {self.folders.published} is up to date")
             return
         manifest = publish(trained, self.folders.published, config, settings, metrics)
         size = sum(file.bytes for file in manifest.files.values())
-        self.console.print(
+        self._say(
             f"publish: {manifest.version} in {self.folders.published} is live: "
             f"{size / 1e6:,.1f} MB, golden queries agree, {time.perf_counter() - start:.1f} s"
         )

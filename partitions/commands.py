@@ -104,9 +104,10 @@ def print_report(
 
     read = f"{report.rows:,} rows of {report.files:,} file{'s' * (report.files != 1)}"
     if report.first_use:
-        console.print(f"validate: {read}; inferred {schema} from them. Please review it.")
+        line = f"validate: {read}; inferred {schema} from them. Please review it."
+        console.print(escape(line), soft_wrap=True)
     elif report.clean:
-        console.print(f"validate: {read}, no anomaly")
+        console.print(f"validate: {read}, no anomaly", soft_wrap=True)
     else:
         table = Table(title=f"Anomalies in {read}", title_justify="left", show_lines=True)
         for column in ("anomaly", "what", "first seen at"):
@@ -117,11 +118,13 @@ def print_report(
             table.add_row(anomaly.name, escape(anomaly.what + follows), escape(cells))
         console.print(table)
     for note in report.notes:
-        console.print(escape(f"look: {note}"))
+        console.print(escape(f"look: {note}"), soft_wrap=True)
     if accept and report.usable and not report.clean:
-        console.print(f"validate: accepted, {schema} is edited; the next batch compares with this")
+        line = f"validate: accepted, {schema} is edited; the next batch compares with this"
+        console.print(escape(line), soft_wrap=True)
     elif not report.clean and report.usable:
-        console.print(f"To accept them, write in {schema}, or use --accept:")
+        line = f"To accept them, write in {schema}, or use --accept:"
+        console.print(escape(line), soft_wrap=True)
         for edit in report.edits:
             now = report.schema.at(edit.table, edit.key) if report.schema is not None else None
             was = "" if now is None else f"  # now {_short(now)}"

@@ -39,7 +39,6 @@ _PIECE_COPIES = 4  # of a bucket's rows in pass 2: read, kept, and their columns
 _SORT_BYTES = 60  # a row, where duplicates are looked for
 _TEXT_COPIES = 3  # of each block that Arrow's text parser has read ahead: bytes, cells, columns
 _FILES = 16  # of an input whose rows are counted; the others by their bytes
-_GATE_BYTES = 0
 _COMPRESSED_TIMES = 4  # how much larger text is than its compressed file, at a guess
 
 
@@ -65,21 +64,22 @@ class ImportPlan:
         return self.num_entities != self.fewest_entities
 
     def __str__(self) -> str:
-        mb = f"{self.total_bytes / 1e6:,.0f} MB"
-        buffers = max(self.pass_1, self.pass_2)
-        parts = (
-            f"dictionaries {self.dictionaries / 1e6:,.0f}, buffers {buffers / 1e6:,.0f}, "
-            f"process {self.code / 1e6:,.0f}"
-        )
-        most, fewest = (sum(n.values()) for n in (self.num_entities, self.fewest_entities))
-        rows = f"about {self.num_rows:,} rows"
-        if not self.is_guess:
-            return f"memory plan: {mb} ({parts}) for {rows}, {most:,} entities"
-        return (
-            f"memory plan: {self.least_bytes / 1e6:,.0f} to {mb} (at most: {parts}) for {rows}, "
-            f"{fewest:,} to {most:,} entities by the first rows; "
-            "graph.entities.NAME.expected makes it exact"
-        )
+        least, most = (f"{size / 1e6:,.0f}" for size in (self.least_bytes, self.total_bytes))
+        parts = {
+            "dictionaries": self.dictionaries,
+            "buffers": max(self.pass_1, self.pass_2),
+            "process": self.code,
+        }
+        told = ", ".join(f"{name} {size / 1e6:,.0f}" for name, size in parts.items())
+        few, many = (sum(n.values()) for n in (self.fewest_entities, self.num_entities))
+        size, entities = f"{most} MB ({told})", f"{many:,} entities"
+        if least != most:
+            size = f"{least} to {most} MB (at most: {told})"
+            entities = (
+                f"{few:,} to {many:,} entities by the first rows; "
+                "graph.entities.NAME.expected makes it exact"
+            )
+        return f"memory plan: {size} for about {self.num_rows:,} rows, {entities}"
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ def _plan(
         piece = bucket * (row_bytes * _PIECE_COPIES + _SORT_BYTES)
     last = sum(entities.values()) * _LAST_BYTES if config.holdout.last else 0
     plan = ImportPlan(
-        code=_resident_bytes() + _GATE_BYTES * config.gate,
+        code=_resident_bytes(),
         dictionaries=sum(tables.values()) + max(tables.values()) // 2 + sum(texts.values()),
         pass_1=int(_BATCHES * batch_bytes + reader_bytes + max(reading, noting)),
         pass_2=int(threads * piece + last + sum(entities.values())),

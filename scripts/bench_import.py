@@ -137,7 +137,7 @@ def warm_up(folder: Path) -> None:
     generate(folder / "warm", 10_000, 1000, 1)
     for name in FORMATS.values():
         config = config_of(folder / "warm" / name, 2, None)
-        run_child({"config": config, "graph": str(folder / "graph"), "entities": {}})
+        run_child({"config": config, "graph": str(folder / "warm" / "graph"), "entities": {}})
 
 
 def import_once(task: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def peak_rss_mb() -> float:
 
 
 def measure(name: str, data: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    graph = folder / "graph"
+    graph = folder / name / "graph"  # the data gate keeps what it knows beside it
     config = config_of(data / FORMATS[name], arguments.partitions, arguments.threads)
     with np.load(data / "degrees.npz") as degrees:
         expected = {kind: int((degrees[kind] > 0).sum()) for kind in degrees.files}

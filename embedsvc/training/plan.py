@@ -67,27 +67,31 @@ def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:
     tables = {name: count * row_bytes for name, count in entities.items()}
     lines = [
         f"{name}: {count:,} entities, vectors {count * model.dim * 4 / 1e6:,.1f} MB, "
-        f"state {count * 4 / 1e6:,.1f} MB, {graph.entity_types[name].num_partitions} partitions"
+        f"state {count * 4 / 1e6:,.1f} MB, {_partitions(graph.entity_types[name].num_partitions)}"
         for name, count in entities.items()
     ]
     edges = sum(graph.num_edges(split) for split in SPLITS)
     lines.append(f"{edges:,} edges, {graph.num_edges('train'):,} of them for training")
     lines.append(str(plan))
     room = available - plan.batch - plan.edges - plan.process
-    if sum(tables.values()) <= room:
+    if sum(tables.values()) + max(tables.values()) <= room:  # one is copied as it is written
         lines.append(f"{available / 1e6:,.0f} MB are free: no partitioning needed")
     elif room <= 0:
         lines.append(f"{available / 1e6:,.0f} MB are free: too little for any number of partitions")
     else:
         # Each partition of a type is one table of the buffer; the largest type decides.
         parts = 2
-        while max(tables.values()) / parts * train.buffer > room and parts < 1 << 16:
+        while max(tables.values()) / parts * (train.buffer + 1) > room and parts < 1 << 16:
             parts *= 2
         lines.append(
             f"{available / 1e6:,.0f} MB are free: {parts} partitions of the largest type fit "
             f"with train.buffer = {train.buffer}"
         )
     return lines
+
+
+def _partitions(count: int) -> str:
+    return f"{count} partition{'s' * (count > 1)}"
 
 
 def check_memory(plan: MemoryPlan, memory_mb: int | None, graph: Graph) -> None:
