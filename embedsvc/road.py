@@ -21,6 +21,7 @@ from partitions.errors import ConfigError, DataError
 from partitions.gate.anomalies import Refused
 from partitions.graph import Graph
 from partitions.graph_writer import WRITING
+from partitions.memory import peak_bytes
 from partitions.progress import rows_bar
 from partitions.validation import SCHEMA
 
@@ -136,23 +137,34 @@ class Road:
             self._say(line)
 
     def train(self) -> None:
+        from embedsvc.training import report as page
+        from embedsvc.training.plan import plan_memory
         from embedsvc.training.trainer import train
 
-        report = train(
-            self._graph(),
-            self.folders.checkpoint,
-            self.settings.table("model", ModelConfig),
-            self.settings.table("train", TrainConfig),
-        )
+        graph, model = self._graph(), self.settings.table("model", ModelConfig)
+        config = self.settings.table("train", TrainConfig)
+        report = train(graph, self.folders.checkpoint, model, config)
         if not report.num_edges:
             self._say("train: nothing left to do")
             return
+        speed = f"{report.num_edges / report.train_s:,.0f} edges/s"
         self._say(
-            f"train: {report.num_edges:,} edges in {report.train_s:.1f} s "
-            f"({report.num_edges / report.train_s:,.0f}/s), last loss {report.loss:.4f}, "
+            f"train: {report.num_edges:,} edges in {report.train_s:.1f} s ({speed}), "
+            f"last loss {report.loss:.4f}, "
             f"{report.table_reads + report.table_writes} table reads and writes, "
             f"waited {report.wait_s:.1f} s for them"
         )
+        planned, peak = plan_memory(graph, model, config).total, peak_bytes()
+        memory = f"{peak / 1e6:,.0f} MB at most, planned {planned / 1e6:,.0f} MB"
+        entities = sum(map(graph.num_entities, graph.entity_types))
+        facts = {
+            "graph": f"{graph.num_edges('train'):,} training edges, {entities:,} entities, "
+            f"{len(graph.relations):,} relations, {len(graph.buckets('train')):,} buckets",
+            "last run": f"{report.num_edges:,} edges in {report.train_s:,.1f} s, {speed}",
+            "memory": memory,
+        }
+        path = page.write(self.folders.checkpoint, f"Training of {self.folders.dir}", facts)
+        self._say(f"train: memory {memory}; curves in {path}")
 
     def evaluate(self, *, if_needed: bool = False) -> dict[str, Any]:
         from embedsvc.evaluation.links import rank_links

@@ -1,4 +1,4 @@
-"""How much memory this process may still take."""
+"""How much memory this process has taken, and may still take."""
 
 import os
 import resource
@@ -19,6 +19,14 @@ def available_bytes(limit_mb: int | None = None) -> int:
     if soft != resource.RLIM_INFINITY:
         limits.append(soft)
     return min(limits)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    for line in _lines(Path("/proc/self/status")):
+        if line.startswith("VmHWM:"):  # getrusage's peak would count the parent before exec too
+            return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: bytes
 
 
 def _lines(path: Path) -> list[str]:

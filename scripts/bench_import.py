@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -145,6 +144,7 @@ def import_once(task: dict[str, Any]) -> dict[str, Any]:
     from partitions.config import GraphConfig
     from partitions.import_plan import plan_import
     from partitions.importer import import_graph
+    from partitions.memory import peak_bytes
 
     config = GraphConfig.model_validate(task["config"])
     sampled = plan_import(config)
@@ -154,20 +154,12 @@ def import_once(task: dict[str, Any]) -> dict[str, Any]:
     return {
         "wall_s": monotonic() - start,
         "cpu_s": process_time() - cpu,
-        "peak_rss_mb": peak_rss_mb(),
+        "peak_rss_mb": peak_bytes() / 1e6,
         "planned_mb": plan.total_bytes / 1e6,
         "planned_by_sample_mb": sampled.total_bytes / 1e6,
         "num_edges": sum(report.num_edges.values()),
         "num_entities": report.num_entities,
     }
-
-
-def peak_rss_mb() -> float:
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage's peak would count the parent before exec too
-        line = next(line for line in status.read_text().splitlines() if "VmHWM" in line)
-        return int(line.split()[1]) * 1024 / 1e6
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # macOS: bytes
 
 
 def measure(name: str, data: Path, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
