@@ -7,7 +7,8 @@ import each other. Here, and only here, an `InputError` becomes a line on stderr
 import errno
 import logging
 import sys
-from importlib.metadata import entry_points
+from importlib.metadata import distribution, entry_points
+from typing import Annotated
 
 import typer
 
@@ -23,6 +24,7 @@ _DISK = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again",
     errno.EROFS: "the file system is read-only; choose another [run] dir",
+    errno.ENOENT: "it is not there, or vanished while it was needed; put it back or mend the path",
     errno.EACCES: "permission denied; choose another folder or mend its permissions",
     errno.EPERM: "not permitted here; choose another folder",
     errno.EIO: "the disk reported an error; copy your data elsewhere and run again",
@@ -37,10 +39,12 @@ def build_app() -> typer.Typer:
         name="embedsvc",
         help="Graph embeddings larger than memory, learnt and served on plain CPUs.",
         no_args_is_help=True,
+        invoke_without_command=True,
         rich_markup_mode="markdown",
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+    app.callback()(_options)
     points = {point.name: point for point in entry_points(group="embedsvc.commands")}
     for name in sorted(points, key=lambda n: (_ORDER.index(n) if n in _ORDER else 99, n)):
         command = points[name].load()
@@ -49,6 +53,16 @@ def build_app() -> typer.Typer:
         else:
             app.command(name)(command)
     return app
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"embedsvc {distribution('embedsvc').version}")
+        raise typer.Exit
 
 
 def main() -> None:

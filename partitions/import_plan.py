@@ -108,12 +108,14 @@ def plan_import(
     most, fewest = (dict.fromkeys(config.entities, 0) | old for _ in range(2))
     key_bytes = dict.fromkeys(config.entities, 0.0)
     for sample in samples:
-        for name, keys in _keys_of(config, sample):
-            grown = _heaps(keys, sample.num_rows)
+        times = sample.num_rows / len(sample.batch)
+        for name, columns in _keys_of(config, sample).items():
+            keys = pa.concat_arrays(columns)
+            seen = len(keys.unique())
+            grown = sum(_heaps(column, times) for column in columns) if times > 1 else seen
             most[name] += grown
-            fewest[name] = max(fewest[name], min(_chao(keys), grown))
-            mean = pc.mean(pc.binary_length(keys)).as_py() or 0.0
-            key_bytes[name] = max(key_bytes[name], mean)
+            fewest[name] = max(fewest[name], seen, min(max(map(_chao, columns)), grown))
+            key_bytes[name] = max(key_bytes[name], pc.mean(pc.binary_length(keys)).as_py() or 0.0)
     known = {n: e.expected for n, e in config.entities.items() if e.expected is not None}
     known |= num_entities or {}
     plan = _plan(config, samples, most | known, key_bytes)
@@ -204,20 +206,31 @@ def _sample(config: GraphConfig, source: InputConfig, imported: Collection[str])
         )
         with closing(batches):  # type: ignore[type-var]
             batch = next((batch for batch in batches if len(batch)), None)
+            is_whole = next(batches, None) is None
         if batch is not None:
             break
     else:
         return None
+    file_bytes = file.num_bytes if is_whole else _text_bytes(batch) / _packing(file)
     looked_at = files[:: -(-len(files) // _FILES)]
-    sizes = [_rows_of(file, source, batch) for file in looked_at]
+    sizes = [_rows_of(file, source, len(batch) / max(file_bytes, 1)) for file in looked_at]
     share = sum(f.num_bytes for f in looked_at) / max(sum(f.num_bytes for f in files), 1)
     num_rows = int(sum(rows for rows, _ in sizes) / max(share, 1e-9))
     return _Sample(source, batch, num_rows, max(size for _, size in sizes))
 
 
-def _rows_of(file: InputFile, source: InputConfig, batch: pa.RecordBatch) -> tuple[int, int]:
-    """(rows of a file, bytes that a reader holds of its columns): of Parquet as it says, else by
-    the length of the first batch's rows."""
+def _text_bytes(batch: pa.RecordBatch) -> int:
+    """How long these rows are as text, about: without the offsets, with their separators."""
+    return int(batch.nbytes) - 4 * len(batch) * batch.num_columns + len(batch) * batch.num_columns
+
+
+def _packing(file: InputFile) -> int:
+    """How much larger a file's text is than the file."""
+    return _COMPRESSED_TIMES if file.suffix in (".gz", ".zst", ".zip", ".tgz") else 1
+
+
+def _rows_of(file: InputFile, source: InputConfig, rows_per_byte: float) -> tuple[int, int]:
+    """(rows of a file, bytes that a reader holds of its columns); Parquet says itself."""
     if sources.format_of(file, source) == "parquet":
         with file.open_random() as opened, pq.ParquetFile(opened) as table:
             metadata = table.metadata
@@ -227,34 +240,35 @@ def _rows_of(file: InputFile, source: InputConfig, batch: pa.RecordBatch) -> tup
                 for g in groups
             ]
             return metadata.num_rows, max(sizes, default=0)
-    row_bytes = (batch.nbytes - 4 * len(batch) * batch.num_columns) / len(batch)
-    row_bytes += batch.num_columns  # their separators
-    packed = _COMPRESSED_TIMES if file.suffix in (".gz", ".zst", ".zip", ".tgz") else 1
-    text_bytes = file.num_bytes * packed
     blocks = (pa.io_thread_count() + pa.cpu_count()) * readers.BLOCK_BYTES
-    return int(text_bytes / row_bytes), _TEXT_COPIES * min(blocks, text_bytes)
+    held = _TEXT_COPIES * min(blocks, file.num_bytes * _packing(file))
+    return round(file.num_bytes * rows_per_byte), held
 
 
-def _keys_of(config: GraphConfig, sample: _Sample) -> list[tuple[str, pa.Array]]:
-    """(entity type, keys) of each side; a side of several types counts for each of them."""
-    names = config.relations
-    relation = sample.source.relation
-    chosen = [names.get(relation, names.get("*"))] if relation is not None else names.values()
-    found = {}
-    for config_of in chosen:
-        if config_of is not None:
-            found["lhs", config_of.lhs] = sample.batch.column("lhs")
-            found["rhs", config_of.rhs] = sample.batch.column("rhs")
-    return [(name, keys) for (_, name), keys in found.items()]
+def _keys_of(config: GraphConfig, sample: _Sample) -> dict[str, list[pa.Array]]:
+    """Entity type -> the keys in each column that has some of this type."""
+    batch, found = sample.batch, dict[str, list[pa.Array]]()
+    given = sample.source.relation
+    names = [given] if given is not None else batch.column("rel").unique().to_pylist()
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for name in names:
+        relation = config.relations.get(name) or config.relations.get("*")
+        if relation is not None:
+            kinds.setdefault((relation.lhs, relation.rhs), []).append(name)
+    for kind, of_kind in kinds.items():
+        rows = batch
+        if len(kinds) > 1:
+            rows = batch.filter(pc.is_in(batch.column("rel"), pa.array(of_kind)))
+        for side, entity_type in zip(("lhs", "rhs"), kind, strict=True):
+            found.setdefault(entity_type, []).append(rows.column(side))
+    return found
 
 
-def _heaps(keys: pa.Array, num_rows: int) -> int:
-    """Distinct keys among `num_rows` rows, from those among the first ones and half of them."""
+def _heaps(keys: pa.Array, times: float) -> int:
+    """Distinct keys among `times` as many rows, from those among these rows and half of them."""
     whole, half = (len(part.unique()) for part in (keys, keys.slice(0, max(len(keys) // 2, 1))))
-    if len(keys) < 2 or num_rows <= len(keys):
-        return whole
     power = float(np.clip(np.log2(whole / half), 0, 1))
-    return int(whole * (num_rows / len(keys)) ** power)
+    return int(whole * times**power)
 
 
 def _chao(keys: pa.Array) -> int:

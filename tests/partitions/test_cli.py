@@ -233,3 +233,13 @@ def test_the_installed_commands_refuse_in_the_same_way(folder: Path) -> None:
         text=True,
     )
     assert refused(done) == "graph.toml: [graph] skipbad is not a setting. Did you mean skip_bad?"
+
+
+def test_the_version_is_told(folder: Path) -> None:
+    done = run(folder, "--version")
+    assert (done.returncode, done.stdout.split()[0]) == (0, "embedsvc")
+
+
+def test_a_run_folder_that_can_not_be_made_is_one_line(folder: Path) -> None:
+    line = refused(run(folder, "import", "graph.toml", "run.dir=/proc/nowhere"))
+    assert "/proc/nowhere" in line

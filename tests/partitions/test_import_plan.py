@@ -1,5 +1,6 @@
 """partitions.import_plan: what is planned grows with entities, not with edges; guesses say so."""
 
+import gzip
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,3 +104,13 @@ def test_text_inputs_and_small_graphs_have_a_plan(tmp_path: Path) -> None:
     plan = plan_import(shop(tmp_path, inputs=inputs, holdout={"last": True}))
     assert 0 < plan.dictionaries + plan.pass_1 + plan.pass_2 < 10_000_000
     assert plan.total_bytes > plan.code > 10_000_000
+
+
+def test_a_file_that_is_read_whole_is_counted_and_not_guessed(tmp_path: Path) -> None:
+    write_edges(tmp_path / "e.tsv", shop_edges(3000))
+    text = (tmp_path / "e.tsv").read_bytes()
+    (tmp_path / "e.tsv.gz").write_bytes(gzip.compress(text))
+    for name in ("e.tsv", "e.tsv.gz"):
+        plan = plan_import(shop(tmp_path, inputs=[{"path": name, "columns": columns(*NAMES)}]))
+        assert plan.num_rows == 3000
+        assert plan.num_entities == plan.fewest_entities == {"user": 60, "item": 40}
