@@ -27,19 +27,29 @@ class ModelConfig(Table):
     """`[model]`: what is learnt."""
 
     dim: Annotated[int, Field(ge=1)] = 100
-    """Numbers per entity; even for complex_diagonal."""
+    """Numbers per entity; even for complex_diagonal and rotate."""
     operator: str = "identity"
-    """How a relation moves a vector: identity, diagonal, translation, complex_diagonal."""
+    """How a relation moves a vector: identity, diagonal, translation, complex_diagonal, rotate,
+    linear, affine."""
     operators: dict[str, str] = Field(default_factory=dict)
     """Relation -> operator, where it differs from `operator`."""
     reciprocal: bool = False
     """A second set of operator parameters per relation for predicting lhs from rhs."""
     comparator: Spec = "dot"
-    """How two vectors are scored: dot, cos, l2."""
+    """How two vectors are scored: dot, cos, l2, squared_l2."""
     loss: Spec = "softmax"
-    """softmax, logistic or {name = "ranking", margin = 0.1}."""
+    """softmax, sampled_softmax, logistic, {name = "ranking", margin = 0.1} or
+    {name = "self_adversarial", gamma = 12.0, alpha = 1.0}."""
+    relation_weights: dict[str, Annotated[float, Field(ge=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    """Relation -> what the loss of its edges is multiplied by; unset: 1."""
     regularizer: Spec | None = None
-    """Such as {name = "n3", weight = 0.01}."""
+    """Such as {name = "n3", weight = 0.01}; or l2."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the numbers of each entity's vector that a batch does without."""
+    relation_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """The same of operator parameters."""
     init_scale: Annotated[float, Field(gt=0)] = 1e-3
     """Standard deviation of the first vectors."""
 
@@ -69,11 +79,27 @@ class NegativesConfig(Table):
     """The other entities of the edge's chunk."""
     uniform: Annotated[int, Field(ge=0)] = 50
     """Entities drawn evenly from the partition, shared by a chunk."""
+    degree: Annotated[int, Field(ge=0)] = 0
+    """Entities drawn by count^alpha, of the bucket's edges that have them; shared by a chunk."""
+    alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """How strongly `degree` prefers the frequent: 0 not at all, 1 as often as they occur."""
+    all: bool = False
+    """Every entity of the partition, in place of the other kinds; for small graphs."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _all_alone(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or value.get("all") is not True:
+            return value
+        others = {"in_batch": False, "uniform": 0, "degree": 0}
+        if odd := [name for name in others if value.get(name)]:
+            raise ValueError(f"negatives.all takes every entity already: remove {', '.join(odd)}")
+        return value | others
 
     @model_validator(mode="after")
     def _some(self) -> "NegativesConfig":
-        if not self.in_batch and not self.uniform:
-            raise ValueError("negatives need in_batch = true or uniform above 0")
+        if not (self.in_batch or self.uniform or self.degree or self.all):
+            raise ValueError("negatives need in_batch = true, all = true, or uniform or degree")
         return self
 
 

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedsvc.config import PublishConfig
+from embedsvc.graph.comparators import L2, Comparator
 from embedsvc.trained import Trained
 from partitions import published
 from partitions.errors import DataError
@@ -155,6 +156,11 @@ def _write_relations(
     return relations
 
 
+def _served(compare: Comparator) -> Comparator:
+    """Whose scores a server gives: an index by distance is ranked alike by l2 and its square."""
+    return L2() if compare.metric == "l2" else compare
+
+
 def _seen(
     trained: Trained, relations: list[int]
 ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.uint32]]]:
@@ -191,7 +197,7 @@ def _golden_queries(
     golden: list[dict[str, Any]] = []
     if not recommend or not num_queries:
         return golden
-    graph, compare = trained.graph, trained.model.comparator
+    graph, compare = trained.graph, _served(trained.model.comparator)
     asked = np.unique(
         np.linspace(0, len(recommend) - 1, min(num_queries, len(recommend)), dtype=int)
     )
@@ -252,9 +258,9 @@ def _check_golden(version: PublishedVersion, trained: Trained) -> None:
         # must have these scores by its vector, too.
         named = _rows_of(keys(relation.rhs), [key for query in queries for key in query["rhs"]])
         scored = [
-            trained.model.comparator.pairs(
-                moved.double()[:, None], torch.from_numpy(vectors(relation.rhs)[at]).double()
-            ).numpy()
+            _served(trained.model.comparator)
+            .pairs(moved.double()[:, None], torch.from_numpy(vectors(relation.rhs)[at]).double())
+            .numpy()
             for at in (rows, named.reshape(truth.shape))
         ]
         gap = max(np.abs(x - truth).max() for x in (served * described.scale, *scored))

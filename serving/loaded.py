@@ -25,7 +25,7 @@ from serving.blobs import VersionBlobs
 from serving.cache import BlobCache
 from serving.index import SearchIndex
 from serving.keys import KeyTable
-from serving.operators import OPERATORS, Operator
+from serving.operators import OPERATORS, Operator, num_params
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Relation:
     lhs: Entities
     rhs: Entities
     operator: Operator
-    params: NDArray[np.float32]  # [D] or [0]
+    params: NDArray[np.float32]  # of the operator, flat
     starts: NDArray[np.int64]  # [lhs entities + 1]
     seen: NDArray[np.uint32]  # lhs i saw seen[starts[i]:starts[i + 1]]
 
@@ -133,7 +133,7 @@ def _relation(
             f"{version.name}: {part.name} uses the operator {part.operator}, which this server "
             f"doesn't know. {did_you_mean(part.operator, list(OPERATORS))}"
         )
-    shape = (0 if part.operator == "identity" else version.manifest.dim,)
+    shape = (num_params(part.operator, version.manifest.dim),)
     params = np.empty(0, np.float32) if params is None else params
     _check(params.shape == shape, version, f"{part.name} has parameters of shape {params.shape}")
     starts, seen = version.seen(part.name) or (np.zeros(len(lhs.keys) + 1, np.int64), _NONE_SEEN)

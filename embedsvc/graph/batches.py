@@ -7,11 +7,12 @@ a group is padded; padding weighs nothing and is nobody's negative.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsvc.graph.negatives import Sampler, Sampling
 from partitions.edges import Edges
 from partitions.schema import Slot
 
@@ -29,7 +30,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Batch:
-    """K chunks of C edges and, for each chunk and side, U entities drawn evenly.
+    """K chunks of C edges and, for each chunk and side, U entities drawn as its negatives.
 
     Offsets are int64 rows of the group's tables.
     """
@@ -42,6 +43,10 @@ class Batch:
     weight_KC: NDArray[np.float32]  # 0 for padding
     neg_lhs_KU: NDArray[np.int64]
     neg_rhs_KU: NDArray[np.int64]
+    # Logarithms of how often each candidate is expected in its chunk, where the loss corrects by it
+    log_q_lhs: NDArray[np.float32] | None = None
+    log_q_rhs: NDArray[np.float32] | None = None
+    seed: int = 0  # of whatever else the batch's loss draws
 
     @property
     def num_edges(self) -> int:
@@ -50,7 +55,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Batcher:
-    """groups: of each relation, in this bucket. num_rows: of each slot."""
+    """groups: of each relation, in this bucket. num_rows: of each slot. relation_weights: of each
+    relation's edges, beside their own; unset: 1. seeded: draw a seed for each batch."""
 
     groups: Sequence[Group]
     num_rows: dict[Slot, int]
@@ -58,6 +64,9 @@ class Batcher:
     chunk_size: int
     num_uniform: int
     chunk_by_relation: bool
+    sampling: Sampling = field(default_factory=Sampling)
+    relation_weights: NDArray[np.float32] | None = None
+    seeded: bool = False
 
     def batches(self, edges: Edges, rng: np.random.Generator) -> Iterator[Batch]:
         kinds = list(dict.fromkeys(self.groups))
@@ -66,6 +75,10 @@ class Batcher:
         shared = rel if self.chunk_by_relation else kind_of_rel[rel]
         chunks = _chunks(shared, self.chunk_size, rng)
         kind_of_chunk = kind_of_rel[rel[chunks[:, 0]]]
+        ends = [(group.lhs, group.rhs) for group in self.groups]
+        sampler = Sampler(
+            self.sampling, self.num_uniform, self.num_rows, ends, edges, shared.astype(np.int64)
+        )
         per_batch = max(1, self.batch_size // self.chunk_size)
         plan = [
             (kind, rows)
@@ -74,10 +87,17 @@ class Batcher:
         ]
         for at in rng.permutation(len(plan)):
             kind, rows = plan[at]
-            yield self._batch(edges, kinds[kind], chunks[rows], rng)
+            mine = chunks[rows]
+            yield self._batch(edges, kinds[kind], mine, shared[mine[:, 0]], sampler, rng)
 
     def _batch(
-        self, edges: Edges, group: Group, chunks_KC: NDArray[np.int64], rng: np.random.Generator
+        self,
+        edges: Edges,
+        group: Group,
+        chunks_KC: NDArray[np.int64],
+        shared_K: NDArray[np.int64],
+        sampler: Sampler,
+        rng: np.random.Generator,
     ) -> Batch:
         real_KC = chunks_KC != _PAD
         # Padding repeats the chunk's first edge, which keeps its relation and rows valid.
@@ -85,16 +105,25 @@ class Batcher:
         weight_KC = real_KC.astype(np.float32)
         if edges.weight is not None:
             weight_KC *= edges.weight[rows_KC]
-        size = (len(chunks_KC), self.num_uniform)
+        if self.relation_weights is not None:
+            weight_KC *= self.relation_weights[edges.rel[rows_KC]]
+        lhs_KC = edges.lhs[rows_KC].astype(np.int64)
+        rhs_KC = edges.rhs[rows_KC].astype(np.int64)
+        neg_lhs_KU = sampler.draw(group.lhs, len(chunks_KC), rng)
+        neg_rhs_KU = sampler.draw(group.rhs, len(chunks_KC), rng)
+        known = (shared_K, real_KC.sum(axis=1))
         return Batch(
             group,
-            lhs_KC=edges.lhs[rows_KC].astype(np.int64),
+            lhs_KC=lhs_KC,
             rel_KC=edges.rel[rows_KC].astype(np.int64),
-            rhs_KC=edges.rhs[rows_KC].astype(np.int64),
+            rhs_KC=rhs_KC,
             real_KC=real_KC,
             weight_KC=weight_KC,
-            neg_lhs_KU=rng.integers(0, self.num_rows[group.lhs], size),
-            neg_rhs_KU=rng.integers(0, self.num_rows[group.rhs], size),
+            neg_lhs_KU=neg_lhs_KU,
+            neg_rhs_KU=neg_rhs_KU,
+            log_q_lhs=sampler.log_counts(group.lhs, 0, *known, lhs_KC, neg_lhs_KU),
+            log_q_rhs=sampler.log_counts(group.rhs, 1, *known, rhs_KC, neg_rhs_KU),
+            seed=int(rng.integers(1 << 63)) if self.seeded else 0,
         )
 
 

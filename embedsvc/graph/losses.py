@@ -36,6 +36,17 @@ class SoftmaxLoss:
         return torch.cat([pos.unsqueeze(-1), neg], dim=-1).logsumexp(-1) - pos
 
 
+@LOSSES.add("sampled_softmax")
+@dataclass(frozen=True)
+class SampledSoftmaxLoss(SoftmaxLoss):
+    """The softmax over all entities of the partition, estimated from the candidates of a chunk.
+
+    neg[n] come less log(how often candidate n is expected in the chunk), which makes the sum over
+    candidates an unbiased estimate of the sum over entities (Bengio and Senecal 2008; the log-Q
+    correction). So popular entities, drawn often, are not pushed away for being drawn.
+    """
+
+
 @LOSSES.add("logistic")
 @dataclass(frozen=True)
 class LogisticLoss:
@@ -63,12 +74,53 @@ class RankingLoss:
         return (self.margin - pos.unsqueeze(-1) + neg).clamp(min=0).sum(-1)
 
 
+@LOSSES.add("self_adversarial")
+@dataclass(frozen=True)
+class SelfAdversarialLoss:
+    """Harder negatives weigh more (Sun et al. 2019, eq. 5); for scores that are distances, negated.
+
+    loss = -log sigmoid(gamma + pos) - sum over n of w[n] log sigmoid(-gamma - neg[n])
+    w = softmax over unmasked n of alpha * neg[n], taken as constants: no gradient flows through it
+    """
+
+    gamma: float = 12.0  # in score units: true edges shall score above -gamma, others below
+    alpha: float = 1.0  # 0: all negatives weigh the same
+
+    def __post_init__(self) -> None:
+        if self.alpha < 0:
+            raise ConfigError(f"loss self_adversarial: alpha = {self.alpha}: must not be negative.")
+
+    def __call__(self, pos: Tensor, neg: Tensor) -> Tensor:
+        cost = functional.softplus(self.gamma + neg)
+        return functional.softplus(-self.gamma - pos) + (self.weights(neg) * cost).sum(-1)
+
+    def weights(self, neg: Tensor) -> Tensor:
+        """[..., N], summing to 1 over N, and to 0 where all is masked."""
+        masked = neg == -torch.inf
+        logits = (self.alpha * neg.detach()).masked_fill(masked, -torch.inf)
+        return logits.softmax(-1).masked_fill(masked, 0.0)
+
+
 class Regularizer(Protocol):
     def __call__(self, x: Tensor) -> Tensor:
         """x: float [..., D], vectors or moved vectors of a batch's edges. Returns [...]."""
 
 
 REGULARIZERS: Registry[Regularizer] = Registry("regularizer")
+
+
+@REGULARIZERS.add("l2")
+@dataclass(frozen=True)
+class L2:
+    """weight * sum over d of x[d]^2, over the factors in the batch only, as for n3."""
+
+    weight: float = 0.01
+
+    def __post_init__(self) -> None:
+        _check_weight("l2", self.weight)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.weight * x.square().sum(-1)
 
 
 @REGULARIZERS.add("n3")
@@ -83,8 +135,7 @@ class N3:
     weight: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.weight < 0:
-            raise ConfigError(f"regularizer n3: weight = {self.weight}: must not be negative.")
+        _check_weight("n3", self.weight)
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[-1] % 2:
@@ -92,3 +143,8 @@ class N3:
         re, im = x.chunk(2, dim=-1)
         squared = re.square() + im.square()
         return self.weight * (squared * (squared + 1e-20).sqrt()).sum(-1)
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if weight < 0:
+        raise ConfigError(f"regularizer {name}: weight = {weight}: must not be negative.")

@@ -19,7 +19,13 @@ from torch import Tensor
 from embedsvc.config import ModelConfig
 from embedsvc.graph.batches import Batch
 from embedsvc.graph.comparators import COMPARATORS, Comparator
-from embedsvc.graph.losses import LOSSES, REGULARIZERS, Loss, Regularizer
+from embedsvc.graph.losses import (
+    LOSSES,
+    REGULARIZERS,
+    Loss,
+    Regularizer,
+    SampledSoftmaxLoss,
+)
 from embedsvc.graph.operators import OPERATORS, Operator
 from partitions.errors import ConfigError, did_you_mean
 from partitions.graph import Graph
@@ -76,14 +82,18 @@ class GraphModel:
     regularizer: Regularizer | None
     reciprocal: bool
     parameters: RelationParameters
+    relation_weights: NDArray[np.float32] | None = None  # of each relation's edges; None: 1
+    dropout: float = 0.0  # share of the numbers of an entity's vector that a batch does without
+    relation_dropout: float = 0.0  # the same of operator parameters
 
     @staticmethod
     def build(config: ModelConfig, graph: Graph) -> "GraphModel":
         names = [relation.name for relation in graph.relations]
-        for name in config.operators:
-            if name not in names:
-                hint = did_you_mean(name, names)
-                raise ConfigError(f"[model.operators] {name} is not a relation. {hint}")
+        for table in ("operators", "relation_weights"):
+            for name in getattr(config, table):
+                if name not in names:
+                    hint = did_you_mean(name, names)
+                    raise ConfigError(f"[model.{table}] {name} is not a relation. {hint}")
         operator_of = tuple(config.operators.get(name, config.operator) for name in names)
         operators = {name: OPERATORS.build(name) for name in sorted(set(operator_of))}
         return GraphModel(
@@ -97,6 +107,13 @@ class GraphModel:
             parameters=RelationParameters.initial(
                 operators, len(names), config.dim, config.reciprocal
             ),
+            relation_weights=np.array(
+                [config.relation_weights.get(name, 1.0) for name in names], np.float32
+            )
+            if config.relation_weights
+            else None,
+            dropout=config.dropout,
+            relation_dropout=config.relation_dropout,
         )
 
     @property
@@ -104,14 +121,36 @@ class GraphModel:
         """Whether predicting lhs applies the operator to candidates, relation by relation."""
         return not self.reciprocal and any(name != "identity" for name in self.operators)
 
+    @property
+    def chunks_by_relation(self) -> bool:
+        """Whether the edges of a chunk have to be of one relation: where candidates are moved, and
+        where a relation has too many parameters to repeat them for every edge."""
+        return self.moves_candidates or any(op.matrix for op in self.operators.values())
+
+    @property
+    def corrects_sampling(self) -> bool:
+        """Whether batches have to tell how often each candidate is expected."""
+        return isinstance(self.loss, SampledSoftmaxLoss)
+
+    @property
+    def drops(self) -> bool:
+        """Whether batches need a seed."""
+        return self.dropout > 0 or self.relation_dropout > 0
+
     def move(self, x: Tensor, rel: Tensor, *, reverse: bool = False) -> Tensor:
         """x: [N, D] vectors, rel: int64 [N]; each moved by its relation's own operator."""
         moved = torch.empty_like(x)
         names = np.array(self.operator_of)[rel.numpy()]
         for name, operator in self.operators.items():
             rows = torch.from_numpy(np.flatnonzero(names == name))
-            table = self.parameters.values[table_name(name, reverse)].to(x.dtype)
-            moved[rows] = operator(x[rows], table[rel[rows]])
+            table = self.parameters.values[table_name(name, reverse)]
+            if not operator.matrix:
+                moved[rows] = operator(x[rows], table[rel[rows]].to(x.dtype))
+                continue
+            for one in rel[rows].unique():
+                at = rows[rel[rows] == one]
+                # Summed in float64: what else is in the product must not show in a float32.
+                moved[at] = operator(x[at].double(), table[one].double()).to(x.dtype)
         return moved
 
 
@@ -123,7 +162,8 @@ class BatchVectors:
     rhs_KCD: Tensor
     neg_lhs_KUD: Tensor
     neg_rhs_KUD: Tensor
-    forward_KCP: Tensor  # operator parameters of each edge's relation
+    # Operator parameters of each edge's relation; [K, 1, P] where a chunk has but one.
+    forward_KCP: Tensor
     reverse_KCP: Tensor | None  # the same for the other direction, with reciprocal parameters
 
 
@@ -131,14 +171,14 @@ def batch_loss(model: GraphModel, batch: Batch, vectors: BatchVectors, in_batch:
     """The summed, weighted loss of a batch over both sides; a scalar."""
     operator = model.operators[batch.group.operator]
     compare = model.comparator
-    v = vectors
+    v = _dropped(model, batch, vectors) if model.drops else vectors
     query_KCD = operator(v.lhs_KCD, v.forward_KCP)
     pos_KC = compare.pairs(query_KCD, v.rhs_KCD)
-    neg_rhs = _negatives(batch.rhs_KC, batch.neg_rhs_KU, batch.real_KC, in_batch)
+    neg_rhs = _negatives(batch.rhs_KC, batch.neg_rhs_KU, batch.real_KC, in_batch, batch.log_q_rhs)
     cand_rhs = torch.cat([v.rhs_KCD, v.neg_rhs_KUD], dim=1) if in_batch else v.neg_rhs_KUD
     rhs_loss_KC = model.loss(pos_KC, compare.blocks(query_KCD, cand_rhs) + neg_rhs)
 
-    neg_lhs = _negatives(batch.lhs_KC, batch.neg_lhs_KU, batch.real_KC, in_batch)
+    neg_lhs = _negatives(batch.lhs_KC, batch.neg_lhs_KU, batch.real_KC, in_batch, batch.log_q_lhs)
     cand_lhs = torch.cat([v.lhs_KCD, v.neg_lhs_KUD], dim=1) if in_batch else v.neg_lhs_KUD
     if v.reverse_KCP is not None:
         back_KCD = operator(v.rhs_KCD, v.reverse_KCP)
@@ -151,9 +191,10 @@ def batch_loss(model: GraphModel, batch: Batch, vectors: BatchVectors, in_batch:
 
     loss_KC = rhs_loss_KC + lhs_loss_KC
     if model.regularizer is not None:
-        loss_KC = loss_KC + model.regularizer(v.lhs_KCD) + model.regularizer(v.rhs_KCD)
-        for params in (v.forward_KCP, v.reverse_KCP):
-            if params is not None and params.shape[-1]:
+        whole = vectors  # what is dropped is not forgotten
+        loss_KC = loss_KC + model.regularizer(whole.lhs_KCD) + model.regularizer(whole.rhs_KCD)
+        for params in (whole.forward_KCP, whole.reverse_KCP):
+            if params is not None and params.shape[-1] and not operator.angles:
                 loss_KC = loss_KC + model.regularizer(params)
     weight_KC = torch.from_numpy(batch.weight_KC).to(loss_KC.dtype)
     return (loss_KC * weight_KC).sum()
@@ -164,10 +205,41 @@ def _negatives(
     drawn_KU: NDArray[np.int64],
     real_KC: NDArray[np.bool_],
     in_batch: bool,
+    log_q: NDArray[np.float32] | None = None,
 ) -> Tensor:
-    """[K, C, C + U] of 0 and -inf to add to scores: an edge's own entity and padding are masked."""
+    """[K, C, C + U] to add to scores: -inf masks an edge's own entity and padding; elsewhere 0, or
+    what corrects for the sampling."""
     candidates = np.concatenate([true_KC, drawn_KU], axis=1) if in_batch else drawn_KU
     masked = true_KC[:, :, None] == candidates[:, None, :]
     if in_batch:
         masked[:, :, : true_KC.shape[1]] |= ~real_KC[:, None, :]
-    return torch.zeros(masked.shape).masked_fill_(torch.from_numpy(masked), -torch.inf)
+    added = torch.zeros(masked.shape)
+    if log_q is not None:
+        added -= torch.from_numpy(log_q)[:, None]
+    return added.masked_fill_(torch.from_numpy(masked), -torch.inf)
+
+
+def _dropped(model: GraphModel, batch: Batch, v: BatchVectors) -> BatchVectors:
+    """The vectors of a batch without a random share of their numbers (Srivastava et al. 2014); the
+    others are scaled up, so that sums keep their mean. Of angles, which add up to no sum, the
+    dropped ones turn nothing and the others stay."""
+    generator = torch.Generator().manual_seed(batch.seed)
+    scaled = not model.operators[batch.group.operator].angles
+
+    def drop(x: Tensor, share: float, scaled: bool = True) -> Tensor:
+        kept = torch.rand(x.shape, generator=generator) >= share
+        return x * (kept.to(x.dtype) / (1 - share if scaled else 1))
+
+    def drop_parameters(params: Tensor) -> Tensor:
+        if model.moves_candidates:  # the chunk's relation: one draw, so that all its scores agree
+            params = params[:, :1]
+        return drop(params, model.relation_dropout, scaled)
+
+    return BatchVectors(
+        drop(v.lhs_KCD, model.dropout),
+        drop(v.rhs_KCD, model.dropout),
+        drop(v.neg_lhs_KUD, model.dropout),
+        drop(v.neg_rhs_KUD, model.dropout),
+        drop_parameters(v.forward_KCP),
+        None if v.reverse_KCP is None else drop_parameters(v.reverse_KCP),
+    )

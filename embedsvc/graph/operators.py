@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from partitions.registry import Registry
 
 
 class Operator(Protocol):
+    angles: ClassVar[bool]  # parameters are angles: shrinking or scaling them would mean nothing
+    matrix: ClassVar[bool]  # dim^2 parameters: gathered by relation and not by edge
+
     def check(self, dim: int) -> None:
         """ConfigError where this dimension does not suit."""
 
@@ -30,6 +33,9 @@ OPERATORS: Registry[Operator] = Registry("operator")
 
 
 class _AnyDim:
+    angles: ClassVar[bool] = False
+    matrix: ClassVar[bool] = False
+
     def check(self, dim: int) -> None:
         pass
 
@@ -76,17 +82,81 @@ class Translation(_AnyDim):
         return x + params
 
 
+@OPERATORS.add("linear")
+@dataclass(frozen=True)
+class Linear(_AnyDim):
+    """M x: with the dot comparator, RESCAL (Nickel et al. 2011). params: M, row by row."""
+
+    matrix: ClassVar[bool] = True
+
+    def num_params(self, dim: int) -> int:
+        return dim * dim
+
+    def initial(self, dim: int) -> Tensor:
+        return torch.eye(dim).flatten()
+
+    def __call__(self, x: Tensor, params: Tensor) -> Tensor:
+        # A product per set of parameters, whatever x has beside it: nothing is expanded.
+        dim = x.shape[-1]
+        return torch.einsum("...ij,...j->...i", params.unflatten(-1, (dim, dim)), x)
+
+
+@OPERATORS.add("affine")
+@dataclass(frozen=True)
+class Affine(_AnyDim):
+    """M x + p: with the l2 comparator, near TransR (Lin et al. 2015). params: M, then p."""
+
+    matrix: ClassVar[bool] = True
+
+    def num_params(self, dim: int) -> int:
+        return dim * dim + dim
+
+    def initial(self, dim: int) -> Tensor:
+        return torch.cat([torch.eye(dim).flatten(), torch.zeros(dim)])
+
+    def __call__(self, x: Tensor, params: Tensor) -> Tensor:
+        matrix, shift = params.split([x.shape[-1] ** 2, x.shape[-1]], dim=-1)
+        return Linear()(x, matrix) + shift
+
+
+class _EvenDim(_AnyDim):
+    name: ClassVar[str]
+
+    def check(self, dim: int) -> None:
+        if dim % 2:
+            raise ConfigError(f"{self.name} needs an even model.dim, found {dim}.")
+
+
+@OPERATORS.add("rotate")
+@dataclass(frozen=True)
+class Rotate(_EvenDim):
+    """x * e^(i p) over complex numbers: with the l2 comparator, near RotatE (Sun et al. 2019).
+
+    x as for complex_diagonal; params: D / 2 angles in radians, any number of turns.
+    """
+
+    name: ClassVar[str] = "rotate"
+    angles: ClassVar[bool] = True
+
+    def num_params(self, dim: int) -> int:
+        return dim // 2
+
+    def initial(self, dim: int) -> Tensor:
+        return torch.zeros(dim // 2)
+
+    def __call__(self, x: Tensor, params: Tensor) -> Tensor:
+        return ComplexDiagonal()(x, torch.cat([params.cos(), params.sin()], dim=-1))
+
+
 @OPERATORS.add("complex_diagonal")
 @dataclass(frozen=True)
-class ComplexDiagonal(_AnyDim):
+class ComplexDiagonal(_EvenDim):
     """x * p over complex numbers: with the dot comparator, ComplEx (Trouillon et al. 2016).
 
     The first half of x and of p holds real parts, the second half imaginary parts.
     """
 
-    def check(self, dim: int) -> None:
-        if dim % 2:
-            raise ConfigError(f"complex_diagonal needs an even model.dim, found {dim}.")
+    name: ClassVar[str] = "complex_diagonal"
 
     def initial(self, dim: int) -> Tensor:
         return torch.cat([torch.ones(dim // 2), torch.zeros(dim // 2)])

@@ -96,6 +96,8 @@ class _Parameters:
         self.leaf: Tensor | None = None
         if self.name in self.parameters.values:
             rel = torch.from_numpy(batch.rel_KC)
+            if model.operators[operator].matrix and bool((rel == rel[:, :1]).all()):
+                rel = rel[:, :1]
             self.rows, self.places = torch.unique(rel, return_inverse=True)
             self.leaf = self.parameters.values[self.name][self.rows].requires_grad_()
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.graph.operators import OPERATORS
 from partitions.errors import ConfigError
 from partitions.graph import Graph
 from partitions.memory import available_bytes
@@ -46,10 +47,18 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         reverse=True,
     )
     bucket = max((graph.num_edges("train", b) for b in graph.buckets("train")), default=0)
-    chunks = max(1, train.batch_size // train.chunk_size)
-    candidates = train.negatives.uniform + train.chunk_size * train.negatives.in_batch
-    scores = chunks * train.chunk_size * candidates
-    rows = chunks * (2 * train.chunk_size + 2 * train.negatives.uniform) * model.dim
+    negatives, chunk_size = train.negatives, train.chunk_size
+    operators = {model.operator, *model.operators.values()}
+    matrices = any(OPERATORS[name].matrix for name in operators)
+    drawn = negatives.uniform + negatives.degree
+    if negatives.all:
+        drawn = max(map(graph.num_rows, graph.slots()), default=0)
+        if not matrices and (model.reciprocal or operators == {"identity"}):
+            chunk_size = train.batch_size  # as the trainer does
+    chunks = max(1, train.batch_size // chunk_size)
+    scores = chunks * chunk_size * (drawn + chunk_size * negatives.in_batch)
+    rows = chunks * (2 * chunk_size + 2 * drawn) * model.dim
+    rows += matrices * 2 * chunks * model.dim * model.dim
     return MemoryPlan(
         tables=pinned + sum(others[: train.buffer]),
         copy=max(map(table_bytes, graph.slots()), default=0),

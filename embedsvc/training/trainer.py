@@ -24,6 +24,7 @@ from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph.batches import Batcher, Group
 from embedsvc.graph.initial import initial_vectors
 from embedsvc.graph.model import GraphModel
+from embedsvc.graph.negatives import Sampling
 from embedsvc.graph.step import ExactStep
 from embedsvc.training.buffer import Buffer
 from embedsvc.training.ledger import Ledger
@@ -46,6 +47,12 @@ METRICS = "metrics.jsonl"
 _FREE = {
     ("train", key)
     for key in ("epochs", "only_changed", "commit_every_s", "buffer", "threads", "memory_mb")
+}
+
+
+_TABLES: Mapping[str, type[ModelConfig | TrainConfig]] = {
+    "model": ModelConfig,
+    "train": TrainConfig,
 }
 
 
@@ -204,7 +211,10 @@ class _Trainer:
         return frozenset(self.graph.slots_of_bucket(bucket)) - self.single
 
     def _batcher(self, bucket: Bucket) -> Batcher:
-        slot_of = self.graph.slot_of
+        slot_of, negatives = self.graph.slot_of, self.config.negatives
+        by_relation = self.model.chunks_by_relation
+        # Where all are candidates there is nothing to share by chunks.
+        whole = negatives.all and not by_relation
         groups = [
             Group(slot_of(r.lhs, bucket.lhs), slot_of(r.rhs, bucket.rhs), operator)
             for r, operator in zip(self.graph.relations, self.model.operator_of, strict=True)
@@ -213,9 +223,18 @@ class _Trainer:
             groups,
             {slot: self.graph.num_rows(slot) for slot in self.graph.slots_of_bucket(bucket)},
             self.config.batch_size,
-            self.config.chunk_size,
-            self.config.negatives.uniform,
-            chunk_by_relation=self.model.moves_candidates,
+            self.config.batch_size if whole else self.config.chunk_size,
+            negatives.uniform,
+            chunk_by_relation=by_relation,
+            sampling=Sampling(
+                degree=negatives.degree,
+                alpha=negatives.alpha,
+                every=negatives.all,
+                in_batch=negatives.in_batch,
+                log_q=self.model.corrects_sampling,
+            ),
+            relation_weights=self.model.relation_weights,
+            seeded=self.model.drops,
         )
 
     def _edges_left(self) -> int:
@@ -247,7 +266,8 @@ def _check_resumable(
             f"Remove {path} to train from the start, or choose another [run] dir."
         )
     for table, now in settings.items():
-        then = manifest.config[table]
+        # Settings that are newer than the checkpoint had their defaults then.
+        then = _TABLES[table].model_validate(manifest.config[table]).model_dump(mode="json")
         for key in now:
             if (table, key) not in _FREE and then.get(key) != now[key]:
                 raise ConfigError(

@@ -4,6 +4,7 @@ The plain loops are written from the docstrings, on Python floats, one number at
 nothing of the code they are compared with.
 """
 
+import cmath
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,34 @@ def _complex(x: Vector, p: Vector) -> list[float]:
     return [z.real for z in products] + [z.imag for z in products]
 
 
+def _squared_l2(a: Vector, b: Vector) -> float:
+    return -math.fsum((x - y) ** 2 for x, y in zip(a, b, strict=True))
+
+
+def _stretched(p: Vector, size: int) -> list[float]:
+    """`size` numbers from those of p, gone through again and again, each time from one later: as a
+    matrix, a vector gives a circulant one. Cut where p has more."""
+    return [p[(at + at // len(p)) % len(p)] for at in range(size)]
+
+
+def _linear(x: Vector, p: Vector) -> list[float]:
+    dim = len(x)
+    p = _stretched(p, dim * dim)
+    return [math.fsum(p[dim * i + j] * x[j] for j in range(dim)) for i in range(dim)]
+
+
+def _affine(x: Vector, p: Vector) -> list[float]:
+    dim = len(x)
+    p = _stretched(p, dim * dim + dim)
+    return [y + s for y, s in zip(_linear(x, p[: dim * dim]), p[dim * dim :], strict=True)]
+
+
+def _rotate(x: Vector, p: Vector) -> list[float]:
+    half = len(x) // 2
+    turned = [complex(x[d], x[half + d]) * cmath.exp(1j * p[d]) for d in range(half)]
+    return [z.real for z in turned] + [z.imag for z in turned]
+
+
 def _softplus(x: float) -> float:
     return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
@@ -73,6 +102,19 @@ def _ranking_loss(pos: float, neg: Vector, margin: float = 0.1) -> float:
     return math.fsum(max(0.0, margin - pos + s) for s in neg)
 
 
+def _self_adversarial_loss(
+    pos: float, neg: Vector, gamma: float = 12.0, alpha: float = 1.0
+) -> float:
+    top = max(neg, default=0.0)
+    parts = [math.exp(alpha * (s - top)) for s in neg]
+    cost = math.fsum(w * _softplus(gamma + s) for w, s in zip(parts, neg, strict=True))
+    return _softplus(-gamma - pos) + (cost / math.fsum(parts) if neg else 0.0)
+
+
+def _l2_penalty(x: Vector, weight: float = 0.01) -> float:
+    return weight * math.fsum(v * v for v in x)
+
+
 def _n3(x: Vector, weight: float = 0.01) -> float:
     half = len(x) // 2
     if len(x) % 2:
@@ -84,15 +126,24 @@ def _n3(x: Vector, weight: float = 0.01) -> float:
 def plain() -> SimpleNamespace:
     """Name -> loop, for each registry. A new class needs a loop here: that is its contract."""
     return SimpleNamespace(
-        losses={"softmax": _softmax_loss, "logistic": _logistic_loss, "ranking": _ranking_loss},
+        losses={
+            "softmax": _softmax_loss,
+            "sampled_softmax": _softmax_loss,  # of scores that are corrected already
+            "logistic": _logistic_loss,
+            "ranking": _ranking_loss,
+            "self_adversarial": _self_adversarial_loss,
+        },
         operators={
             "identity": lambda x, p: list(x),
             "diagonal": lambda x, p: [a * b for a, b in zip(x, p, strict=True)],
             "translation": lambda x, p: [a + b for a, b in zip(x, p, strict=True)],
             "complex_diagonal": _complex,
+            "linear": _linear,
+            "affine": _affine,
+            "rotate": _rotate,
         },
-        comparators={"dot": _dot, "cos": _cos, "l2": _l2},
-        regularizers={"n3": _n3},
+        comparators={"dot": _dot, "cos": _cos, "l2": _l2, "squared_l2": _squared_l2},
+        regularizers={"l2": _l2_penalty, "n3": _n3},
     )
 
 
@@ -144,7 +195,8 @@ def make_trained(tmp_path: Path) -> Callable[..., Trained]:
         parameters_of: Callable[[str, str], Vector] | None = None,
         name: str = "checkpoint",
     ) -> Trained:
-        """A checkpoint written by hand: vector_of(type, key), parameters_of(table, relation)."""
+        """A checkpoint written by hand: vector_of(type, key), parameters_of(table, relation);
+        parameters are stretched or cut where an operator has more or fewer."""
         checkpoint = Checkpoint(tmp_path / name)
         entries = {}
         for slot in graph.slots():
@@ -156,8 +208,8 @@ def make_trained(tmp_path: Path) -> Callable[..., Trained]:
         for table_name, values in parameters.values.items():
             for rel, relation in enumerate(graph.relations):
                 if parameters_of is not None and values.shape[1]:
-                    row = np.array(parameters_of(table_name, relation.name), np.float32)
-                    values.numpy()[rel] = row
+                    row = parameters_of(table_name, relation.name)
+                    values.numpy()[rel] = np.array(_stretched(row, values.shape[1]), np.float32)
         checkpoint.commit(
             CheckpointManifest(
                 graph.digest,

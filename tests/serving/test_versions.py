@@ -132,7 +132,7 @@ def test_a_broken_current_leaves_the_old_one_serving(
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"operator": "affine"}, "uses the operator affine, which this server doesn't know."),
+        ({"operator": "twist"}, "uses the operator twist, which this server doesn't know."),
         ({"operator": "diagonal"}, r"identity has parameters of shape \(0,\)"),
         ({"rhs": "user"}, "the seen lists of identity are of other entities"),
         ({"lhs": "visitor"}, "identity names the unknown entity type visitor"),

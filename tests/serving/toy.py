@@ -28,7 +28,9 @@ from serving.server import serving
 
 DIM = 8
 NUM_USERS, NUM_ITEMS = 30, 50
-OPERATORS = ("identity", "diagonal", "translation", "complex_diagonal")
+OPERATORS = (
+    "identity", "diagonal", "translation", "complex_diagonal", "linear", "affine", "rotate",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,12 @@ class Toy:
                 parts = [p[: DIM // 2] + 1j * p[DIM // 2 :] for p in (x, self.params[relation])]
                 product = parts[0] * parts[1]
                 return np.concatenate([product.real, product.imag])
+            case "linear" | "affine":
+                matrix, shift = np.split(self.params[relation], [DIM * DIM])
+                return matrix.reshape(DIM, DIM) @ x + (shift if len(shift) else 0)
+            case "rotate":
+                turned = (x[: DIM // 2] + 1j * x[DIM // 2 :]) * np.exp(1j * self.params[relation])
+                return np.concatenate([turned.real, turned.imag])
             case _:
                 return x
 
@@ -91,7 +99,8 @@ def publish(
     vectors = {
         name: rng.standard_normal((count, DIM), np.float32) for name, count in counts.items()
     }
-    params = {name: rng.standard_normal(DIM, np.float32) for name in OPERATORS[1:]}
+    sizes = {"linear": DIM * DIM, "affine": DIM * DIM + DIM, "rotate": DIM // 2}
+    params = {name: rng.standard_normal(sizes.get(name, DIM), np.float32) for name in OPERATORS[1:]}
     seen = [
         np.unique(rng.integers(0, num_items, at % 7)).astype(np.uint32) for at in range(NUM_USERS)
     ]

@@ -111,6 +111,15 @@ def test_the_nearer_vector_scores_higher(spec: str | dict[str, object]) -> None:
     assert compare.pairs(query, near) > compare.pairs(query, far)
 
 
+def test_l2_and_its_square_rank_alike() -> None:
+    a, b = vectors(5, 40, 6)
+    root, square = (COMPARATORS.build(name) for name in ("l2", "squared_l2"))
+    assert root.metric == square.metric
+    orders = [compare.blocks(a, b).argsort(dim=1) for compare in (root, square)]
+    assert torch.equal(*orders)
+    torch.testing.assert_close(square.blocks(a, b), -root.blocks(a, b).square())
+
+
 @settings(max_examples=150)
 @given(
     spec=st.sampled_from(SPECS),

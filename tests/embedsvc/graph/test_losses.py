@@ -9,6 +9,8 @@ from torch import Tensor
 from embedsvc.graph.losses import LOSSES, REGULARIZERS
 from partitions.errors import ConfigError
 
+# With alpha = 0 the weights of negatives are constants, so that differences of values see them so.
+GRADIENT_SPECS = {"self_adversarial": {"name": "self_adversarial", "alpha": 0.0}}
 SIZES = [(1, 1), (3, 4), (5, 1), (2, 0)]  # edges, negatives
 
 
@@ -42,9 +44,8 @@ def test_a_loss_keeps_leading_axes_apart(name: str, plain: SimpleNamespace) -> N
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_a_loss_has_the_gradient_of_its_values(name: str, sizes: tuple[int, int]) -> None:
     pos, neg = scores(*sizes)
-    assert torch.autograd.gradcheck(
-        LOSSES.build(name), (pos.requires_grad_(), neg.requires_grad_())
-    )
+    loss = LOSSES.build(GRADIENT_SPECS.get(name, name))
+    assert torch.autograd.gradcheck(loss, (pos.requires_grad_(), neg.requires_grad_()))
 
 
 @pytest.mark.parametrize("name", list(LOSSES))
@@ -66,7 +67,10 @@ def test_a_loss_and_its_gradient_are_finite_at_large_scores(
 def test_without_negatives_only_the_edge_itself_can_cost(name: str) -> None:
     pos = torch.tensor([0.5, -3.0], dtype=torch.float64)
     loss = LOSSES.build(name)(pos, torch.empty(2, 0, dtype=torch.float64))
-    alone = torch.nn.functional.softplus(-pos) if name == "logistic" else torch.zeros_like(pos)
+    softplus = torch.nn.functional.softplus
+    alone = {"logistic": softplus(-pos), "self_adversarial": softplus(-12.0 - pos)}.get(
+        name, torch.zeros_like(pos)
+    )
     torch.testing.assert_close(loss, alone)
 
 
@@ -112,6 +116,30 @@ def test_the_ranking_loss_takes_its_margin_from_the_config(
     torch.testing.assert_close(found, torch.tensor(loop, dtype=torch.float64))
 
 
+@pytest.mark.parametrize(("gamma", "alpha"), [(0.0, 0.5), (3.0, 2.0), (1.0, 0.0)])
+def test_the_self_adversarial_loss_takes_its_settings_from_the_config(
+    gamma: float, alpha: float, plain: SimpleNamespace
+) -> None:
+    pos, neg = scores(3, 4)
+    spec = {"name": "self_adversarial", "gamma": gamma, "alpha": alpha}
+    loop = [
+        plain.losses["self_adversarial"](p, n, gamma, alpha)
+        for p, n in zip(pos.tolist(), neg.tolist(), strict=True)
+    ]
+    found = LOSSES.build(spec)(pos, neg)
+    torch.testing.assert_close(found, torch.tensor(loop, dtype=torch.float64))
+
+
+def test_no_gradient_flows_through_the_weights_of_adversarial_negatives() -> None:
+    """d loss / d neg[n] = w[n] sigmoid(gamma + neg[n]), w held."""
+    pos, neg = scores(3, 4)
+    loss = LOSSES.build({"name": "self_adversarial", "gamma": 1.0, "alpha": 1.5})
+    neg.requires_grad_()
+    loss(pos, neg).sum().backward()
+    held = (1.5 * neg.detach()).softmax(-1)
+    torch.testing.assert_close(neg.grad, held * torch.sigmoid(1.0 + neg.detach()))
+
+
 @pytest.mark.parametrize("dim", [1, 2, 5, 6])
 @pytest.mark.parametrize("name", list(REGULARIZERS))
 def test_a_regularizer_equals_a_plain_loop(name: str, dim: int, plain: SimpleNamespace) -> None:
@@ -140,6 +168,12 @@ def test_a_regularizer_and_its_gradient_are_finite(name: str, value: float, dim:
     assert value or (x.grad == 0).all()
 
 
-def test_a_negative_regularizer_weight_is_refused() -> None:
+@pytest.mark.parametrize("name", list(REGULARIZERS))
+def test_a_negative_regularizer_weight_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"weight = -1: must not be negative"):
-        REGULARIZERS.build({"name": "n3", "weight": -1})
+        REGULARIZERS.build({"name": name, "weight": -1})
+
+
+def test_a_negative_sharpness_of_adversarial_weights_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"alpha = -1: must not be negative"):
+        LOSSES.build({"name": "self_adversarial", "alpha": -1})

@@ -1,5 +1,6 @@
 """The exact twin: a batch's loss is what the docstrings say it is, edge by edge."""
 
+from dataclasses import replace
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -13,13 +14,21 @@ from embedsvc.config import ModelConfig
 from embedsvc.graph.batches import Batch, Batcher, Group
 from embedsvc.graph.comparators import COMPARATORS
 from embedsvc.graph.losses import LOSSES, REGULARIZERS
-from embedsvc.graph.model import BatchVectors, GraphModel, RelationParameters, batch_loss
+from embedsvc.graph.model import (
+    BatchVectors,
+    GraphModel,
+    RelationParameters,
+    _dropped,
+    batch_loss,
+)
 from embedsvc.graph.operators import OPERATORS
 from partitions.edges import Edges
 from partitions.errors import ConfigError
 from partitions.schema import Slot
 
 KINDS = list(product(list(OPERATORS), list(COMPARATORS), list(LOSSES), [False, True]))
+# With alpha = 0 the weights of negatives are constants, so that differences of values see them so.
+GRADIENT_SPECS = {"self_adversarial": {"name": "self_adversarial", "alpha": 0.0}}
 NUM_RELATIONS, NUM_LHS, NUM_RHS = 3, 6, 5
 LHS, RHS = Slot("user", 0), Slot("item", 2)
 
@@ -27,7 +36,7 @@ LHS, RHS = Slot("user", 0), Slot("item", 2)
 def build(
     operator: str,
     comparator: str,
-    loss: str,
+    loss: Any,
     reciprocal: bool,
     *,
     dim: int = 4,
@@ -156,6 +165,8 @@ def loop_loss(
             if regularizer:
                 parts = [vector["lhs"][lhs], vector["rhs"][rhs], forward]
                 parts += [reverse] if reciprocal else []
+                if operator == "rotate":  # the modulus of a rotation is 1, whatever its angles
+                    parts = parts[:2]
                 edge_loss += sum(plain.regularizers[regularizer](p) for p in parts if p)
             total += edge_loss * float(batch.weight_KC[chunk, edge])
     return total
@@ -196,7 +207,9 @@ def test_regularized_losses_equal_a_plain_loop(
 def test_the_loss_of_a_batch_has_the_gradient_of_its_values(
     kind: tuple[str, str, str, bool],
 ) -> None:
-    model = build(*kind, dim=2, regularizer="n3")
+    operator, comparator, name, reciprocal = kind
+    loss = GRADIENT_SPECS.get(name, name)
+    model = build(operator, comparator, loss, reciprocal, dim=2, regularizer="n3")
     batch = a_batch(model, num_edges=3, chunk_size=3, num_uniform=1, weighted=True)
     tables = random_tables(model)
     given = gathered(model, batch, tables)
@@ -204,12 +217,12 @@ def test_the_loss_of_a_batch_has_the_gradient_of_its_values(
     parts = [p for p in vars(given).values() if p is not None and p.numel()]
     names = [n for n, p in vars(given).items() if p is not None and p.numel()]
 
-    def loss(*leaves: Tensor) -> Tensor:
+    def cost(*leaves: Tensor) -> Tensor:
         vectors = BatchVectors(**(vars(given) | dict(zip(names, leaves, strict=True))))
         return batch_loss(model, batch, vectors, True)
 
     if not model.moves_candidates:
-        assert torch.autograd.gradcheck(loss, [p.requires_grad_() for p in parts])
+        assert torch.autograd.gradcheck(cost, [p.requires_grad_() for p in parts])
         return
     # A chunk shares its relation here: candidates are moved by the parameters of its first edge,
     # so the parameters enter as one row per relation.
@@ -278,15 +291,15 @@ def test_move_applies_each_relations_own_operator(reciprocal: bool, plain: Simpl
         reciprocal,
         parameters,
     )
-    rel = torch.tensor([3, 0, 2, 1, 1, 3, 0])
-    x = torch.randn(7, 4, generator=generator)
+    rel = torch.tensor([3, 0, 2, 1, 1, 3, 0, 4, 5, 6, 4])
+    x = torch.randn(11, 4, generator=generator)
     for reverse in (False, True) if reciprocal else (False,):
         moved = model.move(x, rel, reverse=reverse)
         for row, r in enumerate(rel.tolist()):
             name = list(operators)[r]
             table = f"{name}.reverse" if reverse else name
             wanted = plain.operators[name](x[row].tolist(), parameters.values[table][r].tolist())
-            torch.testing.assert_close(moved[row], torch.tensor(wanted))
+            torch.testing.assert_close(moved[row], torch.tensor(wanted), atol=1e-5, rtol=1e-5)
 
 
 def test_the_model_is_built_as_the_config_says(make_graph: Any) -> None:
@@ -329,3 +342,81 @@ def test_parameters_come_back_as_they_were_saved() -> None:
     empty.parameters.load({name: a.copy() for name, a in saved.parameters.arrays().items()})
     for name, array in saved.parameters.arrays().items():
         assert np.array_equal(empty.parameters.arrays()[name], array)
+
+
+def test_scores_are_corrected_where_a_batch_tells_expected_counts(plain: SimpleNamespace) -> None:
+    model = build("diagonal", "dot", "sampled_softmax", True)
+    rng = np.random.default_rng(3)
+    batch = a_batch(model, num_edges=3, chunk_size=3, num_uniform=2)
+    log_q_lhs, log_q_rhs = (rng.standard_normal((1, 5)).astype(np.float32) for _ in range(2))
+    counted = replace(batch, log_q_lhs=log_q_lhs, log_q_rhs=log_q_rhs)
+    tables = random_tables(model)
+    v = gathered(model, counted, tables)
+    sides = (
+        (v.lhs_KCD, v.forward_KCP, v.rhs_KCD, v.neg_rhs_KUD, batch.rhs_KC, batch.neg_rhs_KU),
+        (v.rhs_KCD, v.reverse_KCP, v.lhs_KCD, v.neg_lhs_KUD, batch.lhs_KC, batch.neg_lhs_KU),
+    )
+    wanted = 0.0
+    for (x, p, true, drawn, ids, drawn_ids), log_q in zip(
+        sides, (log_q_rhs, log_q_lhs), strict=True
+    ):
+        assert p is not None
+        vectors, names = torch.cat([true[0], drawn[0]]), [*ids[0], *drawn_ids[0]]
+        for c in range(3):
+            score = (vectors @ (x[0, c] * p[0, c])).tolist()
+            others = [
+                s - q for s, q, n in zip(score, log_q[0], names, strict=True) if n != names[c]
+            ]
+            wanted += plain.losses["softmax"](score[c], others)
+    assert batch_loss(model, counted, v, True).item() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("operator", list(OPERATORS))
+@pytest.mark.parametrize("reciprocal", [False, True])
+def test_dropout_depends_on_the_batchs_seed_alone(operator: str, reciprocal: bool) -> None:
+    plain = build(operator, "dot", "logistic", reciprocal)
+    dropping = replace(plain, dropout=0.5, relation_dropout=0.25)
+    batch, tables = a_batch(plain), random_tables(plain)
+
+    def loss(model: GraphModel, seed: int) -> float:
+        seeded = replace(batch, seed=seed)
+        return batch_loss(model, seeded, gathered(model, seeded, tables), True).item()
+
+    assert loss(dropping, 1) == loss(dropping, 1)
+    assert len({loss(dropping, seed) for seed in range(5)}) == 5
+    assert loss(plain, 1) == loss(plain, 2)
+    assert loss(replace(plain, dropout=1e-9), 1) == pytest.approx(loss(plain, 1))
+
+
+def test_dropout_keeps_the_mean_of_sums() -> None:
+    """A ranking loss far above its hinge is linear in the scores; lhs and rhs drop on their own."""
+    linear = {"name": "ranking", "margin": 1e3}
+    model = replace(build("diagonal", "dot", linear, True), dropout=0.3, relation_dropout=0.4)
+    batch = a_batch(model, num_edges=4)
+    tables = random_tables(model)
+    v = gathered(model, batch, tables)
+    wanted = batch_loss(replace(model, dropout=0, relation_dropout=0), batch, v, False).item()
+    found = [batch_loss(model, replace(batch, seed=s), v, False).item() for s in range(4000)]
+    error = np.std(found) / len(found) ** 0.5
+    assert np.mean(found) == pytest.approx(wanted, abs=5 * error)
+    assert np.std(found) > 0.1
+
+
+def test_dropped_angles_turn_nothing_and_the_others_are_kept() -> None:
+    model = replace(build("rotate", "dot", "softmax", True), relation_dropout=0.5)
+    batch, tables = a_batch(model), random_tables(model)
+    v = gathered(model, batch, tables)
+    dropped = _dropped(model, batch, v)
+    assert torch.equal(dropped.lhs_KCD, v.lhs_KCD)
+    kept = dropped.forward_KCP == v.forward_KCP
+    assert (dropped.forward_KCP[~kept] == 0).all() and 0.2 < kept.float().mean() < 0.8
+
+
+def test_relation_weights_are_taken_from_the_config(make_graph: Any) -> None:
+    edges = {"train": [("a", "likes", "b"), ("a", "owns", "b")]}
+    graph = make_graph(edges, {"likes": ("e", "e"), "owns": ("e", "e")})
+    model = GraphModel.build(ModelConfig(relation_weights={"owns": 2.5}), graph)
+    assert model.relation_weights is not None and model.relation_weights.tolist() == [1.0, 2.5]
+    assert GraphModel.build(ModelConfig(), graph).relation_weights is None
+    with pytest.raises(ConfigError, match=r"\[model.relation_weights\] own is not a relation"):
+        GraphModel.build(ModelConfig(relation_weights={"own": 2}), graph)

@@ -1,6 +1,7 @@
 """One update equals a plain loop; rows without a gradient keep every bit."""
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +24,10 @@ LR, RELATION_LR = 0.1, 0.03
 LEFT, RIGHT = Slot("e", 0), Slot("e", 1)
 
 
+# With alpha = 0 the weights of negatives are constants, so that differences of values see them so.
+LOSS_SPECS = {"self_adversarial": {"name": "self_adversarial", "alpha": 0.0}}
+
+
 def build(operator: str, comparator: str, loss: str, reciprocal: bool) -> GraphModel:
     operators = {operator: OPERATORS.build(operator)}
     model = GraphModel(
@@ -30,7 +35,7 @@ def build(operator: str, comparator: str, loss: str, reciprocal: bool) -> GraphM
         operators,
         (operator,) * NUM_RELATIONS,
         COMPARATORS.build(comparator),
-        LOSSES.build(loss),
+        LOSSES.build(LOSS_SPECS.get(loss, loss)),
         None,
         reciprocal,
         RelationParameters.initial(operators, NUM_RELATIONS, DIM, reciprocal),
@@ -81,6 +86,8 @@ def loop_loss(
         plain.comparators[comparator],
         plain.losses[loss],
     )
+    if loss == "self_adversarial":
+        cost = partial(cost, alpha=0.0)
     left, right = values[batch.group.lhs].tolist(), values[batch.group.rhs].tolist()
     forward = values[operator].tolist()
     backward = values[f"{operator}.reverse"].tolist() if model.reciprocal else None
@@ -121,6 +128,8 @@ def slope(loss: Callable[[], float], values: dict[Any, np.ndarray]) -> dict[Any,
 KINDS = [
     *product(list(OPERATORS), ["dot"], ["softmax"], [False, True]),
     *product(["translation"], ["cos", "l2"], list(LOSSES), [False, True]),
+    # Not every loss: where a sigmoid is saturated, differences of values have no digits left.
+    *product(["translation"], ["squared_l2"], ["softmax"], [False, True]),
 ]
 
 

@@ -27,7 +27,10 @@ SIZE = 12  # left, and right, nodes of a community
 # A cosine lies in [-1, 1]: a softmax needs it spread out. A hinge of 0.1 is soon met by scores of
 # this size; 1 keeps it at work until the communities lie apart.
 COMPARATOR_SPECS = {"cos": {"name": "cos", "scale": 10.0}}
-LOSS_SPECS = {"ranking": {"name": "ranking", "margin": 1.0}}
+LOSS_SPECS = {
+    "ranking": {"name": "ranking", "margin": 1.0},
+    "self_adversarial": {"name": "self_adversarial", "gamma": 1.0},
+}
 # Uniform negatives only: half of the others in a chunk are true neighbours in so dense a graph.
 CONFIG = TrainConfig(
     epochs=20,

@@ -107,6 +107,56 @@ def test_two_epochs_equal_one_and_a_resumed_one_bit_for_bit(
     assert halves == content_of(large_graph, tmp_path / "whole")
 
 
+DEGREE = {"uniform": 2, "degree": 3, "alpha": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("model", "negatives"),
+    [
+        ({"dropout": 0.3, "relation_dropout": 0.2}, DEGREE),
+        ({"loss": "sampled_softmax", "relation_weights": {"like": 0.5}}, DEGREE),
+        ({"loss": "softmax", "regularizer": "l2"}, {"all": True}),
+        ({"operator": "linear", "reciprocal": False}, {"all": True}),
+        ({"operator": "affine", "operators": {"like": "rotate"}}, {"uniform": 4}),
+    ],
+    ids=str,
+)
+def test_whatever_is_learnt_a_resumed_run_has_the_same_bits(
+    model: dict[str, Any],
+    negatives: dict[str, Any],
+    graph: Graph,
+    tmp_path: Path,
+    content_of: Content,
+) -> None:
+    chosen = ModelConfig.model_validate(MODEL.model_dump() | model)
+    config = but(CONFIG, negatives=negatives)
+    whole = train(graph, tmp_path / "whole", chosen, config)
+    train(graph, tmp_path / "halves", chosen, but(config, epochs=1))
+    assert train(graph, tmp_path / "halves", chosen, config).loss == whole.loss
+    assert content_of(graph, tmp_path / "halves") == content_of(graph, tmp_path / "whole")
+
+
+def test_a_relation_that_weighs_nothing_is_not_learnt(
+    graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    """Only tags occur with this relation alone."""
+    model = ModelConfig.model_validate(MODEL.model_dump() | {"relation_weights": {"tagged": 0}})
+    train(graph, tmp_path / "checkpoint", model, CONFIG)
+    found = content_of(graph, tmp_path / "checkpoint")
+    [tags] = [slot for slot in graph.slots() if slot.entity_type == "tag"]
+    assert not any(found[tags, "state"])
+    assert all(any(found[s, "state"]) for s in graph.slots() if s != tags)
+
+
+def test_a_checkpoint_from_before_a_setting_existed_goes_on(graph: Graph, tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    train(graph, folder, MODEL, but(CONFIG, epochs=1))
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["config"]["model"]["dropout"], manifest["config"]["train"]["negatives"]["degree"]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    assert train(graph, folder, MODEL, CONFIG).resumed
+
+
 @pytest.mark.parametrize("order", ["inside_out", "random"])
 def test_how_often_one_commits_and_how_much_one_holds_changes_no_bit(
     order: str, large_graph: Graph, tmp_path: Path, content_of: Content
