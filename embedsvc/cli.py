@@ -1,4 +1,4 @@
-"""`embedsvc import | train | eval | publish | run`.
+"""`embedsvc import | train | eval | export | publish | run`.
 
 Heavy libraries are imported inside the functions, so that --help answers at once.
 """
@@ -89,6 +89,37 @@ def eval_(config: Config, overrides: Overrides = None) -> None:
     from embedsvc.road import Road
 
     Road.open(config, overrides).evaluate()
+
+
+def export(
+    config: Config,
+    overrides: Overrides = None,
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--to", help="File for one entity type, or folder for all.", show_default=False
+        ),
+    ] = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            "--format",
+            help="parquet, arrow, npy or word2vec; unset: by the file's name, else parquet.",
+            show_default=False,
+        ),
+    ] = None,
+    entity_type: Annotated[
+        str | None,
+        typer.Option("--type", help="Entity type; unset: all of them.", show_default=False),
+    ] = None,
+) -> None:
+    """Checkpoint -> vectors by key, as files for other programs.
+
+    Example: `embedsvc export graph.toml --to vectors --format parquet --type user`
+    """
+    from embedsvc.road import Road
+
+    Road.open(config, overrides).export(to, format, entity_type)
 
 
 def publish(config: Config, overrides: Overrides = None) -> None:

@@ -1,4 +1,5 @@
-"""The road, command by command: what `embedsvc import | train | eval | publish` do and print."""
+"""The road, command by command: what `embedsvc import | train | eval | export | publish` do and
+print."""
 
 import json
 import math
@@ -6,7 +7,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -21,18 +22,22 @@ from partitions.errors import ConfigError, DataError
 from partitions.gate.anomalies import Refused
 from partitions.graph import Graph
 from partitions.graph_writer import WRITING
+from partitions.importer import ImportReport
 from partitions.memory import peak_bytes
 from partitions.progress import rows_bar
 from partitions.validation import SCHEMA
+
+if TYPE_CHECKING:
+    from embedsvc.training.trainer import TrainReport
 
 EVALUATION = "evaluation.json"
 
 
 class Road:
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, quiet: bool = False) -> None:
         self.settings = settings
         self.folders = settings.table("run", RunConfig)
-        self.console = Console()
+        self.console = Console(quiet=quiet)
 
     @staticmethod
     def open(config: Path, overrides: list[str] | None) -> "Road":
@@ -50,7 +55,8 @@ class Road:
         accept: bool = False,
         as_of: int | None = None,
         if_needed: bool = False,
-    ) -> None:
+    ) -> ImportReport | None:
+        """None where `if_needed` and nothing was."""
         config = self.settings.table("graph", GraphConfig)
         path = self.folders.graph
         durable.recover_folder(path)
@@ -59,7 +65,7 @@ class Road:
         if path.exists() and not replace and not append:
             if if_needed and importer.is_current(config, path):
                 self._say(f"import: {path} is up to date")
-                return
+                return None
             raise DataError(
                 f"{path} already holds a graph. Add --append to embedsvc import to add new input "
                 "files, --replace to make it anew (what was trained on it must then be trained "
@@ -113,6 +119,7 @@ class Road:
                 self._say(f"import: {count:,} {name} attributes belong to no edge")
         if report.gate is not None:
             print_report(self.console, report.gate, self.folders.dir / SCHEMA, accept=accept)
+        return report
 
     def _plan_import(self, config: GraphConfig, base: Graph | None) -> int | None:
         """Say what memory the import takes, and refuse what can't fit. Returns about how many rows
@@ -136,7 +143,7 @@ class Road:
         for line in advise(graph, model, train):
             self._say(line)
 
-    def train(self) -> None:
+    def train(self) -> "TrainReport":
         from embedsvc.training import report as page
         from embedsvc.training.plan import plan_memory
         from embedsvc.training.trainer import train
@@ -146,7 +153,7 @@ class Road:
         report = train(graph, self.folders.checkpoint, model, config)
         if not report.num_edges:
             self._say("train: nothing left to do")
-            return
+            return report
         speed = f"{report.num_edges / report.train_s:,.0f} edges/s"
         self._say(
             f"train: {report.num_edges:,} edges in {report.train_s:.1f} s ({speed}), "
@@ -165,6 +172,7 @@ class Road:
         }
         path = page.write(self.folders.checkpoint, f"Training of {self.folders.dir}", facts)
         self._say(f"train: memory {memory}; curves in {path}")
+        return report
 
     def evaluate(self, *, if_needed: bool = False) -> dict[str, Any]:
         from embedsvc.evaluation.links import rank_links
@@ -214,6 +222,28 @@ class Road:
         self._say(f"eval: {result['seconds']:.1f} s")
         durable.write_json(self.folders.checkpoint / EVALUATION, _without_nan(result))
         return result
+
+    def export(self, to: Path | None, format: str | None, entity_type: str | None) -> list[Path]:
+        from embedsvc.export import export
+        from embedsvc.trained import Trained
+
+        if to is None:
+            raise ConfigError("embedsvc export needs --to: a file, or a folder for all types.")
+        trained = Trained(self._graph(), self.folders.checkpoint)
+        start = time.perf_counter()
+        with rows_bar(self.console, "vectors") as bar:
+            tasks = {
+                name: bar.add_task(f"export {name}", total=trained.graph.num_entities(name))
+                for name in trained.graph.entity_types
+                if entity_type in (None, name)
+            }
+            files = export(
+                trained, to, format, entity_type, lambda name, rows: bar.advance(tasks[name], rows)
+            )
+        for path in files:
+            self._say(f"export: {path}: {path.stat().st_size / 1e6:,.1f} MB")
+        self._say(f"export: {time.perf_counter() - start:.1f} s")
+        return files
 
     def publish(self, *, if_needed: bool = False) -> None:
         from embedsvc.publish import publish

@@ -15,7 +15,7 @@ import typer
 from partitions.errors import InputError
 
 _ORDER = (
-    *("import", "validate", "inspect", "plan", "train", "eval", "publish", "run"),
+    *("import", "validate", "inspect", "plan", "train", "eval", "export", "publish", "run"),
     *("serve", "query"),
 )  # the road's order
 

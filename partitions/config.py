@@ -12,6 +12,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -332,9 +333,17 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise ConfigError(f"{path} is a folder: name a TOML file with your settings.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+    return from_tables(tables, overrides, str(path))
+
+
+def from_tables(
+    tables: Mapping[str, Any], overrides: Sequence[str] = (), name: str = "settings"
+) -> Settings:
+    """The same from a dict of tables, which stays as it is; `name` stands for it in errors."""
+    changed = deepcopy(dict(tables))
     for override in overrides:
-        _apply(tables, override)
-    return Settings(str(path), tables)
+        _apply(changed, override)
+    return Settings(name, changed)
 
 
 def _apply(tables: dict[str, Any], override: str) -> None:
