@@ -38,14 +38,18 @@ def import_graph(
     *,
     append: bool = False,
     replace: bool = False,
+    accept: bool = False,
 ) -> "ImportReport":
     """Raw files -> the partitioned graph in [run] dir, as `embedsvc import`.
 
     append: add input files that are new; replace: make the graph anew. Without either, a graph that
-    is there is an error. Returns counts: edges by split, entities by type, rows skipped, edges
+    is there is an error. accept: these data are right, edit the schema to let them in. Returns
+    counts: edges by split, entities by type, rows skipped, edges
     dropped. Raises ConfigError, DataError (a malformed row is named by file and line), BusyError.
     """
-    report = _road(settings, overrides).import_graph(append=append, replace=replace)
+    report = _road(settings, overrides).import_graph(
+        append=append, replace=replace, accept=accept
+    )
     assert report is not None
     return report
 

@@ -1,6 +1,7 @@
 """The tables of the config file that this floor owns: [model], [train], [eval], [publish]."""
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -52,6 +53,8 @@ class ModelConfig(Table):
     """The same of operator parameters."""
     init_scale: Annotated[float, Field(gt=0)] = 1e-3
     """Standard deviation of the first vectors."""
+    init_from: dict[str, Path] = Field(default_factory=dict)
+    """Entity type -> file of vectors to begin with, by key, as `embedsvc export` writes them."""
 
     @model_validator(mode="after")
     def _known(self) -> "ModelConfig":
@@ -103,6 +106,19 @@ class NegativesConfig(Table):
         return self
 
 
+class EarlyStoppingConfig(Table):
+    """`[train.early_stopping]`: when epochs no longer help, judged by the validation split."""
+
+    patience: Annotated[int, Field(ge=1)] = 3
+    """Evaluations in a row that may be no better than the best before."""
+    every_epochs: Annotated[int, Field(ge=1)] = 1
+    """Epochs from one evaluation to the next."""
+    metric: Literal["mrr", "hits1", "hits3", "hits10"] = "mrr"
+    """Of the filtered ranks of both sides of each edge."""
+    max_edges: Annotated[int, Field(ge=1)] | None = None
+    """Judge by a seeded sample of the split's edges; unset: by all."""
+
+
 class TrainConfig(Table):
     """`[train]`: how it is learnt."""
 
@@ -111,6 +127,13 @@ class TrainConfig(Table):
     """Step size of row-wise AdaGrad on vectors."""
     relation_lr: Annotated[float, Field(gt=0)] | None = None
     """Step size of AdaGrad on operator parameters; unset: `lr`."""
+    lr_schedule: Spec = "constant"
+    """What both step sizes are multiplied by: constant, {name = "linear", epochs = 20},
+    {name = "cosine", epochs = 20} or {name = "exponential", factor = 0.9}."""
+    warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Epochs over which the step sizes first grow from 0; fractions are allowed."""
+    early_stopping: EarlyStoppingConfig | None = None
+    """Stop when the validation split is ranked no better for some epochs, and keep the best."""
     batch_size: Annotated[int, Field(ge=1)] = 1000
     """Edges per update."""
     chunk_size: Annotated[int, Field(ge=1)] = 50
@@ -134,6 +157,13 @@ class TrainConfig(Table):
     @classmethod
     def _known_order(cls, spec: Spec) -> Spec:
         return _buildable(ORDERS, spec)
+
+    @field_validator("lr_schedule")
+    @classmethod
+    def _known_schedule(cls, spec: Spec) -> Spec:
+        from embedsvc.training.rates import RATES
+
+        return _buildable(RATES, spec)
 
     @model_validator(mode="after")
     def _fits(self) -> "TrainConfig":

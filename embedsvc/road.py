@@ -151,6 +151,9 @@ class Road:
         graph, model = self._graph(), self.settings.table("model", ModelConfig)
         config = self.settings.table("train", TrainConfig)
         report = train(graph, self.folders.checkpoint, model, config)
+        if report.best_epoch is not None:
+            stopped = ", stopped early" if report.stopped_early else ""
+            self._say(f"train: best after epoch {report.best_epoch}{stopped}")
         if not report.num_edges:
             self._say("train: nothing left to do")
             return report
@@ -175,7 +178,7 @@ class Road:
         return report
 
     def evaluate(self, *, if_needed: bool = False) -> dict[str, Any]:
-        from embedsvc.evaluation.links import rank_links
+        from embedsvc.evaluation.links import rank_links, sample
         from embedsvc.evaluation.recommend import evaluate_lists
         from embedsvc.trained import Trained
 
@@ -198,8 +201,7 @@ class Road:
             chosen = [trained.graph.relation_id(name) for name in config.relations]
             edges = edges.take(np.flatnonzero(np.isin(edges.rel, chosen)))
         if config.max_edges is not None and len(edges) > config.max_edges:
-            rng = np.random.default_rng(1)
-            edges = edges.take(np.sort(rng.permutation(len(edges))[: config.max_edges]))
+            edges = sample(edges, config.max_edges)
             result["sampled_from"] = trained.graph.num_edges(config.split)
         if config.links and not len(edges):
             self._say(f"eval: the {config.split} split has no edges to rank")

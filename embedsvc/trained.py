@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
-from embedsvc.training.trainer import fresh_maker
 from partitions import durable, tables
-from partitions.checkpoint import MANIFEST, Checkpoint
+from partitions.checkpoint import BEST, MANIFEST, Checkpoint
 from partitions.errors import DataError
 from partitions.graph import Graph, slots_of
 from partitions.schema import Bucket, Slot
@@ -35,18 +35,22 @@ class EdgeIds:
 
 
 class Trained:
-    """Opens the newest commit of `folder`; later commits of a running trainer are not seen."""
+    """Opens a commit of `folder`: the best where training keeps one (train.early_stopping), else,
+    or where it is asked for, the newest. Later commits of a running trainer are not seen."""
 
-    def __init__(self, graph: Graph, folder: Path) -> None:
+    def __init__(self, graph: Graph, folder: Path, *, newest: bool = False) -> None:
         self.graph = graph
         self._checkpoint = Checkpoint(folder)
-        self.manifest = self._checkpoint.read_manifest()
+        self._manifest_path = folder / (
+            BEST if self._checkpoint.has_best and not newest else MANIFEST
+        )
+        self.manifest = self._checkpoint.read_manifest(self._manifest_path.name)
         if not graph.grew_from(self.manifest.graph_digest):
             raise DataError(
                 f"{folder} was trained on another graph than {graph.path} holds now. "
                 f"Remove {folder} and train again."
             )
-        self.digest = durable.sha256_of(folder / MANIFEST)
+        self.digest = durable.sha256_of(self._manifest_path)
         config = ModelConfig.model_validate(self.manifest.config["model"])
         seed = TrainConfig.model_validate(self.manifest.config["train"]).seed
         self.model = GraphModel.build(config, graph)
@@ -69,7 +73,7 @@ class Trained:
             return self._checkpoint.read_table(entry, self._fresh(slot), rows).vectors
         except (DataError, FileNotFoundError):
             folder = self._checkpoint.path
-            if durable.sha256_of(folder / MANIFEST) == self.digest:
+            if durable.sha256_of(self._manifest_path) == self.digest:
                 raise
             raise DataError(
                 f"{folder} is being trained: newer commits replaced what was being read. Run the "

@@ -1,6 +1,7 @@
 """Checkpoint = manifest. At every moment the newest manifest is a whole, consistent state.
 
     checkpoint.json            the newest manifest; checkpoint.previous.json the one before
+    checkpoint.best.json       where training keeps its best: a copy of that commit's manifest
     tables/TYPE-PPP.TOKEN.safetensors   embedding tables (tables.py)
     parameters.TOKEN.safetensors        relation parameters and their optimiser state
     lock                       held by the one process that trains here
@@ -8,7 +9,8 @@
 A commit writes new files under names that carry a token nobody else has, fsyncs them, and renames a
 manifest that names them over the old one; only then may the schedule call a bucket done. Between
 commits, tables that leave memory are spilled the same way: their files are nobody's until the next
-manifest names them. The sweep after a commit removes what the newest two manifests don't name.
+manifest names them. The sweep after a commit removes what neither the newest two manifests nor the
+best one name.
 """
 
 import os
@@ -30,6 +32,7 @@ from partitions.tables import Fresh, Table
 FORMAT_VERSION = 1
 MANIFEST = "checkpoint.json"
 PREVIOUS = "checkpoint.previous.json"
+BEST = "checkpoint.best.json"
 _TABLES = "tables"
 
 
@@ -97,8 +100,28 @@ class Checkpoint:
             raise DataError(f"{self.path / MANIFEST} is missing. {self._remedy}")
         return found
 
-    def read_manifest(self) -> CheckpointManifest:
-        path = self.path / MANIFEST
+    @property
+    def has_best(self) -> bool:
+        return (self.path / BEST).exists()
+
+    def keep_as_best(self) -> None:
+        """Make the newest manifest the best one, whose files no sweep removes."""
+        self._link(MANIFEST, BEST)
+        durable.sync_folder(self.path)
+
+    def forget_best(self) -> None:
+        """The next sweep removes what only the best manifest named."""
+        (self.path / BEST).unlink(missing_ok=True)
+
+    def _link(self, name: str, other: str) -> None:
+        kept = durable.temporary_name(self.path / other)
+        kept.unlink(missing_ok=True)
+        os.link(self.path / name, kept)
+        os.replace(kept, self.path / other)
+        kept.unlink(missing_ok=True)  # renaming one name of a file to another does nothing
+
+    def read_manifest(self, name: str = MANIFEST) -> CheckpointManifest:
+        path = self.path / name
         if not path.exists():
             raise DataError(f"{self.path} holds no checkpoint. Run embedsvc train.")
         value = durable.read_json(path, self._remedy)
@@ -141,18 +164,14 @@ class Checkpoint:
 
     def commit(self, manifest: CheckpointManifest) -> None:
         """Make `manifest` the newest; every file it names must be written already."""
-        newest, previous = self.path / MANIFEST, self.path / PREVIOUS
-        if newest.exists():
-            kept = durable.temporary_name(previous)
-            kept.unlink(missing_ok=True)
-            os.link(newest, kept)
-            os.replace(kept, previous)
-        durable.write_json(newest, manifest.as_json())
+        if (self.path / MANIFEST).exists():
+            self._link(MANIFEST, PREVIOUS)
+        durable.write_json(self.path / MANIFEST, manifest.as_json())
         self._sweep()
 
     def _sweep(self) -> None:
         named = set()
-        for path in (self.path / MANIFEST, self.path / PREVIOUS):
+        for path in (self.path / name for name in (MANIFEST, PREVIOUS, BEST)):
             if path.exists():
                 value = CheckpointManifest.from_json(durable.read_json(path, self._remedy))
                 named |= {entry.path for entry in value.tables.values()}

@@ -65,6 +65,13 @@ def _summary(ranks: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
+def sample(edges: EdgeIds, max_edges: int | None) -> EdgeIds:
+    """A seeded sample of so many edges, in their order; all where there are no more, or unset."""
+    if max_edges is None or len(edges) <= max_edges:
+        return edges
+    return edges.take(np.sort(np.random.default_rng(1).permutation(len(edges))[:max_edges]))
+
+
 @torch.no_grad()
 def rank_links(
     trained: Trained, edges: EdgeIds, progress: Progress = lambda scored: None

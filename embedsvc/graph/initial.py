@@ -5,11 +5,19 @@ and a row that training never touched need not be stored. The sum of four 16-bit
 64-bit hash is bell-shaped (variance 4/12), needs no logarithm, and so has the same bits everywhere.
 """
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from partitions.hashing import GOLDEN, mix
+from embedsvc.config import ModelConfig
+from partitions.graph import Graph
+from partitions.hashing import GOLDEN, hash_keys, mix
+from partitions.schema import Slot
+from partitions.tables import Fresh
+
+FreshOf = Callable[[Slot], Fresh]
 
 _GOLDEN = np.uint64(GOLDEN)
 _LOW = np.uint64(0xFFFF)
@@ -38,3 +46,16 @@ def initial_vectors(
     out = np.empty((len(hashes), dim), np.float32)
     _fill(np.uint64(seed), hashes, scale, out)
     return out
+
+
+def fresh_maker(graph: Graph, model: ModelConfig, seed: int) -> FreshOf:
+    """How a slot's untouched rows come about: from the seed and the keys' hashes."""
+
+    def fresh(slot: Slot) -> Fresh:
+        def make(offsets: NDArray[np.int64]) -> NDArray[np.float32]:
+            hashes = hash_keys(graph.keys(slot))[offsets]
+            return initial_vectors(seed, hashes, model.dim, model.init_scale)
+
+        return make
+
+    return fresh

@@ -10,6 +10,8 @@ from partitions.memory import available_bytes
 from partitions.schema import SPLITS, Slot
 
 _PROCESS_BYTES = 450 << 20  # interpreter and libraries
+_JUDGED = 32_768  # edges that evaluation ranks at once
+_TILE_BYTES = 64 << 20  # of scores, and masks of their size
 _EDGE_BYTES = 9 + 3 * 8  # its bucket file, and three int64 of shuffling
 
 
@@ -22,17 +24,20 @@ class MemoryPlan:
     edges: int
     batch: int
     process: int = _PROCESS_BYTES
+    evaluation: int = 0  # at the end of an epoch, where early stopping asks for it
 
     @property
     def total(self) -> int:
-        return self.tables + self.copy + self.edges + self.batch + self.process
+        return sum(vars(self).values())
 
     def __str__(self) -> str:
         mb = {name: value / 1e6 for name, value in vars(self).items()}
         return (
             f"memory plan: {self.total / 1e6:,.0f} MB (tables in memory {mb['tables']:,.0f}, "
             f"copy of the largest {mb['copy']:,.0f}, largest bucket {mb['edges']:,.0f}, "
-            f"batch {mb['batch']:,.0f}, process {mb['process']:,.0f})"
+            f"batch {mb['batch']:,.0f}, "
+            + (f"evaluation {mb['evaluation']:,.0f}, " if self.evaluation else "")
+            + f"process {mb['process']:,.0f})"
         )
 
 
@@ -59,11 +64,18 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
     scores = chunks * chunk_size * (drawn + chunk_size * negatives.in_batch)
     rows = chunks * (2 * chunk_size + 2 * drawn) * model.dim
     rows += matrices * 2 * chunks * model.dim * model.dim
+    largest = max(map(table_bytes, graph.slots()), default=0)
+    evaluation = 0
+    if train.early_stopping is not None:
+        judged = min(graph.num_edges("valid"), train.early_stopping.max_edges or 1 << 62)
+        # Two tables as one follows the other, both ends and the moved one of each query, tiles.
+        evaluation = 2 * largest + min(judged, _JUDGED) * 5 * model.dim * 4 + _TILE_BYTES
     return MemoryPlan(
         tables=pinned + sum(others[: train.buffer]),
-        copy=max(map(table_bytes, graph.slots()), default=0),
+        copy=largest,
         edges=bucket * _EDGE_BYTES,
         batch=4 * (6 * scores + 6 * rows),  # values, gradients and autograd's copies
+        evaluation=evaluation,
     )
 
 

@@ -11,33 +11,34 @@ exactly what it would have done: with one worker a broken run ends in the same b
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph.batches import Batcher, Group
-from embedsvc.graph.initial import initial_vectors
+from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
 from embedsvc.graph.negatives import Sampling
 from embedsvc.graph.step import ExactStep
+from embedsvc.training import stopping
 from embedsvc.training.buffer import Buffer
 from embedsvc.training.ledger import Ledger
 from embedsvc.training.plan import check_memory, plan_memory
+from embedsvc.training.rates import WarmedUp
+from embedsvc.training.stopping import EarlyStopping
+from embedsvc.training.warm_start import given_tables
 from partitions import durable
 from partitions.checkpoint import Checkpoint, CheckpointManifest
 from partitions.errors import ConfigError, DataError
 from partitions.graph import Graph
-from partitions.hashing import hash_keys
 from partitions.order import ORDERS
 from partitions.schedule import Lease, Schedule
 from partitions.schema import Bucket, Slot
-from partitions.tables import Fresh
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,10 @@ METRICS = "metrics.jsonl"
 # Settings that say how a run is carried out, never what it computes: free to differ on resume.
 _FREE = {
     ("train", key)
-    for key in ("epochs", "only_changed", "commit_every_s", "buffer", "threads", "memory_mb")
+    for key in (
+        *("epochs", "early_stopping", "only_changed", "commit_every_s"),
+        *("buffer", "threads", "memory_mb"),
+    )
 }
 
 
@@ -68,6 +72,8 @@ class TrainReport:
     table_writes: int
     io_bytes: int
     resumed: bool
+    stopped_early: bool = False
+    best_epoch: int | None = None  # counted from 1; None without early stopping
 
 
 def train(graph: Graph, folder: Path, model: ModelConfig, config: TrainConfig) -> TrainReport:
@@ -104,6 +110,11 @@ class _Trainer:
                 self.model.parameters.load(checkpoint.read_parameters(manifest.parameters))
         else:
             manifest = CheckpointManifest(graph.digest, settings)
+            if model.init_from:
+                fresh_of = fresh_maker(graph, model, config.seed)
+                given = given_tables(graph, checkpoint, fresh_of, model.dim, model.init_from)
+                manifest = replace(manifest, tables=given)
+                checkpoint.commit(manifest)
         self.settings = settings
         # Import batches that training knew before the graph last grew: later ones are the change.
         self.known_batches = manifest.trained_batches
@@ -125,13 +136,20 @@ class _Trainer:
         self.step = ExactStep(
             self.model, config.lr, config.relation_lr or config.lr, config.negatives.in_batch
         )
+        self.rate = WarmedUp.build(config.lr_schedule, config.warmup_epochs)
+        self.stopping: EarlyStopping | None = None
+        if config.early_stopping is not None:
+            epoch = manifest.progress.epoch
+            self.stopping = EarlyStopping(config.early_stopping, graph, checkpoint, epoch)
+        else:
+            stopping.forget(checkpoint)
 
     def run(self) -> TrainReport:
         uncommitted: list[Lease] = []
         last_commit = monotonic()
         edges_left = self._edges_left()
         with Ledger(self.checkpoint.path / METRICS, self.config.epochs) as ledger:
-            while not self.schedule.finished:
+            while not self._stops(uncommitted) and not self.schedule.finished:
                 lease = self.schedule.acquire(_WORKER)
                 if lease is None:  # the epoch's buckets are all trained: make them count
                     self._commit(uncommitted)
@@ -152,7 +170,17 @@ class _Trainer:
             buffer.num_writes,
             buffer.io_bytes,
             self.resumed,
+            self.stopping is not None and self.stopping.stopped,
+            self.stopping.best[0] if self.stopping and self.stopping.history else None,
         )
+
+    def _stops(self, uncommitted: list[Lease]) -> bool:
+        """Where an epoch has just ended, all of it committed: whether it was the last one."""
+        progress = self.schedule.progress
+        if self.stopping is None or uncommitted or progress.done:
+            return False
+        self.stopping.judge(progress.epoch)
+        return self.stopping.stopped
 
     def _train_bucket(self, lease: Lease, ledger: Ledger, edges_left: int) -> None:
         bucket, wait_before = lease.bucket, self.buffer.wait_s
@@ -160,7 +188,9 @@ class _Trainer:
         ledger.open(lease, len(edges), edges_left)
         rng = np.random.default_rng([self.config.seed, lease.epoch, *bucket])
         with self.buffer.hold(self.graph.slots_of_bucket(bucket), lease.token) as tables:
+            progress = self._progress(lease)
             for batch in self._batcher(bucket).batches(edges, rng):
+                self._set_rates(progress(batch.num_edges))
                 loss = self.step(tables, batch)
                 if not math.isfinite(loss):
                     raise DataError(self._diverged(lease, loss))
@@ -171,6 +201,27 @@ class _Trainer:
                     raise DataError(self._diverged(lease, math.nan, f"vectors of {slot[0]}"))
         waiting, total = self.schedule.num_waiting, self.schedule.num_buckets
         ledger.close(total - waiting, total, self.buffer.wait_s - wait_before)
+
+    def _progress(self, lease: Lease) -> Callable[[int], float]:
+        """Epochs done at the middle of the next batch, given its edges: a bucket's batches in turn.
+
+        Buckets count in the order of their epoch, whenever they are trained.
+        """
+        order = self._order(lease.epoch)
+        sizes = [self.graph.num_edges("train", bucket) for bucket in order]
+        done, total = sum(sizes[: order.index(lease.bucket)]), sum(sizes)
+
+        def at(num_edges: int) -> float:
+            nonlocal done
+            done += num_edges
+            return lease.epoch + (done - num_edges / 2) / total
+
+        return at
+
+    def _set_rates(self, progress: float) -> None:
+        factor, config = self.rate(progress), self.config
+        self.step.lr = factor * config.lr
+        self.step.relation_lr = factor * (config.relation_lr or config.lr)
 
     def _commit(self, leases: list[Lease]) -> None:
         """Write what changed and the manifest that names it; then the buckets count as done."""
@@ -242,19 +293,6 @@ class _Trainer:
         per_epoch = self.graph.num_edges("train")
         done = sum(self.graph.num_edges("train", bucket) for bucket in progress.done)
         return max(self.config.epochs - progress.epoch, 0) * per_epoch - done
-
-
-def fresh_maker(graph: Graph, model: ModelConfig, seed: int) -> Callable[[Slot], Fresh]:
-    """How a slot's untouched rows come about: from the seed and the keys' hashes."""
-
-    def fresh(slot: Slot) -> Fresh:
-        def make(offsets: NDArray[np.int64]) -> NDArray[np.float32]:
-            hashes = hash_keys(graph.keys(slot))[offsets]
-            return initial_vectors(seed, hashes, model.dim, model.init_scale)
-
-        return make
-
-    return fresh
 
 
 def _check_resumable(

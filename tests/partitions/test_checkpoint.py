@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from partitions import durable, tables
-from partitions.checkpoint import MANIFEST, PREVIOUS, Checkpoint, CheckpointManifest
+from partitions.checkpoint import BEST, MANIFEST, PREVIOUS, Checkpoint, CheckpointManifest
 from partitions.errors import DataError
 from partitions.schedule import Progress
 from partitions.schema import Bucket, Slot
@@ -123,6 +123,27 @@ def test_the_sweep_keeps_the_files_of_the_newest_two_manifests_and_no_other(tmp_
             expected |= {entry.path for entry in found.tables.values()} | {found.parameters.path}
         assert names(tmp_path) == expected
     assert len(kept) == 2
+
+
+def test_the_best_manifest_stays_whole_until_it_is_forgotten(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    assert not checkpoint.has_best
+    best = commit(checkpoint, 1)
+    checkpoint.keep_as_best()
+    checkpoint.keep_as_best()  # twice is once
+    for token in range(2, 6):
+        commit(checkpoint, token, SLOTS[:2])
+        assert checkpoint.read_manifest(BEST) == best
+        assert_whole(checkpoint, best)
+        checkpoint.verify(best)
+    better = checkpoint.read_manifest()
+    checkpoint.keep_as_best()
+    assert checkpoint.has_best and checkpoint.read_manifest(BEST) == better
+    checkpoint.forget_best()
+    checkpoint.forget_best()
+    commit(checkpoint, 6)
+    commit(checkpoint, 7)
+    assert not [name for name in names(tmp_path) if ".0000000001." in name or "tmp" in name]
 
 
 def test_the_previous_manifest_can_be_restored_and_gone_on_from(tmp_path: Path) -> None:
