@@ -44,12 +44,10 @@ def import_graph(
 
     append: add input files that are new; replace: make the graph anew. Without either, a graph that
     is there is an error. accept: these data are right, edit the schema to let them in. Returns
-    counts: edges by split, entities by type, rows skipped, edges
-    dropped. Raises ConfigError, DataError (a malformed row is named by file and line), BusyError.
+    counts: edges by split, entities by type, rows skipped, edges dropped. Raises ConfigError,
+    DataError (a malformed row is named by file and line), BusyError.
     """
-    report = _road(settings, overrides).import_graph(
-        append=append, replace=replace, accept=accept
-    )
+    report = _road(settings, overrides).import_graph(append=append, replace=replace, accept=accept)
     assert report is not None
     return report
 

@@ -93,13 +93,13 @@ def eval_(config: Config, overrides: Overrides = None) -> None:
 
 def export(
     config: Config,
-    overrides: Overrides = None,
     to: Annotated[
-        Path | None,
+        Path,
         typer.Option(
             "--to", help="File for one entity type, or folder for all.", show_default=False
         ),
-    ] = None,
+    ],
+    overrides: Overrides = None,
     format: Annotated[
         str | None,
         typer.Option(

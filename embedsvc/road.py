@@ -225,12 +225,10 @@ class Road:
         durable.write_json(self.folders.checkpoint / EVALUATION, _without_nan(result))
         return result
 
-    def export(self, to: Path | None, format: str | None, entity_type: str | None) -> list[Path]:
+    def export(self, to: Path, format: str | None, entity_type: str | None) -> list[Path]:
         from embedsvc.export import export
         from embedsvc.trained import Trained
 
-        if to is None:
-            raise ConfigError("embedsvc export needs --to: a file, or a folder for all types.")
         trained = Trained(self._graph(), self.folders.checkpoint)
         start = time.perf_counter()
         with rows_bar(self.console, "vectors") as bar:

@@ -78,9 +78,26 @@ def mrr(graph: Graph, folder: Path, kind: tuple[str, str, str], **settings: Any)
     return rank_links(trained, trained.edges("test")).summary()["mrr"]
 
 
-@pytest.mark.parametrize(
-    "kind", list(product(list(OPERATORS), list(COMPARATORS), list(LOSSES))), ids="-".join
+PLAINEST = ("identity", "dot", "softmax")
+FIRST = (  # learnt in every run of the tests, in every combination
+    ("identity", "diagonal", "translation", "complex_diagonal"),
+    ("dot", "cos", "l2"),
+    ("softmax", "logistic", "ranking"),
 )
+
+
+def kinds() -> list[Any]:
+    """All; slow are those that are neither of the first nor one step from the plainest."""
+    marked = []
+    for kind in product(list(OPERATORS), list(COMPARATORS), list(LOSSES)):
+        others = sum(part != plain for part, plain in zip(kind, PLAINEST, strict=True))
+        fast = others <= 1 or all(part in first for part, first in zip(kind, FIRST, strict=True))
+        marks = [] if fast else [pytest.mark.slow]
+        marked.append(pytest.param(kind, id="-".join(kind), marks=marks))
+    return marked
+
+
+@pytest.mark.parametrize("kind", kinds())
 def test_every_kind_of_model_learns_two_communities(
     kind: tuple[str, str, str], one: Graph, tmp_path: Path
 ) -> None:

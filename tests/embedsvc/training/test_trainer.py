@@ -148,6 +148,23 @@ def test_a_relation_that_weighs_nothing_is_not_learnt(
     assert all(any(found[s, "state"]) for s in graph.slots() if s != tags)
 
 
+def test_a_weight_on_every_edge_of_a_relation_is_that_relations_weight(
+    make_graph: MakeGraph, tmp_path: Path, content_of: Content
+) -> None:
+    """From the column of the input to the bits of the vectors."""
+    names = [("like" if i % 3 else "hate", f"e{i % 20}", f"e{i * 7 % 20}") for i in range(60)]
+    relations = {"like": ("e", "e"), "hate": ("e", "e")}
+    found = []
+    for weight in (1.0, 2.5):
+        rows = [(a, r, b, weight if r == "hate" else 1.0) for r, a, b in names]
+        graph = make_graph({"train": rows}, relations)
+        weights = {} if weight != 1 else {"hate": 2.5}
+        model = ModelConfig.model_validate(MODEL.model_dump() | {"relation_weights": weights})
+        train(graph, tmp_path / str(weight), model, CONFIG)
+        found.append(content_of(graph, tmp_path / str(weight)))
+    assert found[0] == found[1]
+
+
 def test_a_checkpoint_from_before_a_setting_existed_goes_on(graph: Graph, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     train(graph, folder, MODEL, but(CONFIG, epochs=1))
