@@ -143,8 +143,10 @@ class TrainConfig(Table):
     """Tables of partitioned types held in memory at once."""
     only_changed: bool = False
     """After embedsvc import --append: visit only the buckets that got edges."""
-    order: Spec = "inside_out"
-    """In which order an epoch visits its buckets: inside_out, random."""
+    order: Spec = "best"
+    """In which order an epoch visits its buckets: best, beta, affinity, inside_out, outside_in,
+    random. The first two know `buffer`; {name = "best", assign = "first"} plays each as soon as
+    its tables are in memory, "random" (the default) at any time when they are."""
     commit_every_s: Annotated[float, Field(ge=0)] = 30.0
     """A checkpoint at the end of the first bucket after this many seconds; 0: at every bucket."""
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 1

@@ -48,12 +48,15 @@ class Schedule:
         self._begin(progress.epoch, progress.done)
 
     def _begin(self, epoch: int, done: Sequence[Bucket] = ()) -> None:
-        self._epoch = epoch
-        self._done = list(done)
-        waiting = self._order(epoch) if epoch < self._num_epochs else []
-        self._waiting = [bucket for bucket in waiting if bucket not in set(done)]
-        if not self._waiting and self._epoch < self._num_epochs:
-            self._begin(epoch + 1)
+        """The first epoch from this one on that has anything to do."""
+        known = set(done)
+        self._epoch, self._done, self._waiting = epoch, list(done), list[Bucket]()
+        while self._epoch < self._num_epochs:
+            self._waiting = [b for b in self._order(self._epoch) if b not in known]
+            if self._waiting:
+                return
+            self._epoch, self._done = self._epoch + 1, []
+            known.clear()
 
     @property
     def finished(self) -> bool:
@@ -71,6 +74,11 @@ class Schedule:
     @property
     def num_waiting(self) -> int:
         return len(self._waiting)
+
+    def coming(self) -> list[Bucket]:
+        """What waits, and the epoch after this one: all that a buffer may want to know."""
+        after = self._epoch + 1
+        return self._waiting + (list(self._order(after)) if after < self._num_epochs else [])
 
     def acquire(self, worker: str) -> Lease | None:
         """The first waiting bucket whose partitions no other worker holds."""

@@ -256,7 +256,8 @@ class _Trainer:
         rng = np.random.default_rng([self.config.seed, epoch])
         order = ORDERS.build(self.config.order)
         since = self.known_batches if self.config.only_changed else 0
-        return order(self.graph.changed_buckets("train", since), rng)
+        buckets = self.graph.changed_buckets("train", since)
+        return order({b: self._locks(b) for b in buckets}, self.config.buffer, rng)
 
     def _locks(self, bucket: Bucket) -> frozenset[Slot]:
         return frozenset(self.graph.slots_of_bucket(bucket)) - self.single

@@ -235,3 +235,33 @@ def test_without_buckets_everything_is_done(epochs: int) -> None:
     schedule = Schedule(lambda epoch: [], two_types, epochs)
     assert schedule.finished and schedule.acquire("ann") is None
     assert (schedule.num_buckets, schedule.num_waiting) == (0, 0)
+
+
+def test_many_epochs_with_nothing_to_do_are_passed() -> None:
+    """More of them than Python's stack is deep; the last one has a bucket."""
+    schedule = Schedule(lambda epoch: grid(1, 1) if epoch == 4999 else [], two_types, 5000)
+    assert schedule.progress == Progress(4999)
+    assert [lease.epoch for lease in drained(schedule)] == [4999]
+    assert schedule.finished
+    assert Schedule(lambda epoch: [], two_types, 5000).finished
+
+
+def test_an_epoch_whose_buckets_are_all_done_gives_way_to_the_next() -> None:
+    progress = Progress(2, tuple(grid(2, 1)), 9)
+    schedule = Schedule(lambda epoch: grid(2, 1), two_types, 4, progress)
+    assert schedule.progress == Progress(3, (), 9)
+
+
+def test_what_comes_is_told_for_this_epoch_and_the_next() -> None:
+    order = shuffled(grid(3, 2))
+    schedule = Schedule(order, two_types, 2)
+    first = schedule.acquire("ann")
+    assert first is not None
+    assert schedule.coming() == order(0)[1:] + order(1)
+    schedule.fail(first.token)
+    assert schedule.coming() == order(0) + order(1)
+    for _ in range(6):
+        lease = schedule.acquire("ann")
+        assert lease is not None
+        schedule.commit(lease.token)
+    assert schedule.coming() == order(1), "there is no third epoch"

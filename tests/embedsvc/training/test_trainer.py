@@ -194,7 +194,7 @@ def test_spilling_without_committing_changes_no_bit(
     """One partitioned type and buffer = 2: tables leave and come back between two commits."""
     edges = [(f"e{i}", "r", f"e{(i * 7 + 1) % 50}") for i in range(50)]
     graph = make_graph({"train": edges}, {"r": ("e", "e")}, {"e": 4})
-    small = but(CONFIG, buffer=2)
+    small = but(CONFIG, buffer=2, order="inside_out")  # an order that does not ask for the buffer
     spilled = train(graph, tmp_path / "a", MODEL, but(small, commit_every_s=1e9))
     assert spilled.table_reads > 0
     train(graph, tmp_path / "b", MODEL, small)
@@ -399,7 +399,7 @@ def test_divergence_is_named_by_epoch_and_bucket(graph: Graph, tmp_path: Path) -
     with pytest.raises(
         DataError, match=r"Training diverged: the .* in epoch 1, bucket \(1, 1\)\. Lower train\.lr"
     ):
-        train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, lr=1e30))
+        train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, lr=1e30, order="inside_out"))
 
 
 def test_divergence_leaves_the_last_commit_as_it_was(
@@ -416,7 +416,7 @@ def test_divergence_leaves_the_last_commit_as_it_was(
     graph = make_graph({"train": edges}, relations, partitions, name="heavy")
     folder = tmp_path / "checkpoint"
     with pytest.raises(DataError, match=r"in epoch 1, bucket \(0, 0\)"):
-        train(graph, folder, MODEL, but(CONFIG, epochs=1))
+        train(graph, folder, MODEL, but(CONFIG, epochs=1, order="inside_out"))
     trained = Trained(graph, folder)
     others = {bucket for bucket in graph.buckets("train") if 0 not in bucket}
     assert others <= set(trained.manifest.progress.done)
