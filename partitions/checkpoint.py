@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from partitions import durable, tables, tensors
+from partitions import durable, streams, tables, tensors
 from partitions.durable import FileEntry
 from partitions.errors import DataError
 from partitions.schedule import Progress
 from partitions.schema import Bucket, Slot
+from partitions.streams import Traffic
 from partitions.tables import Fresh, Table
 
 FORMAT_VERSION = 1
@@ -84,8 +85,10 @@ class CheckpointManifest:
 class Checkpoint:
     """A checkpoint directory. Writers hold `durable.only_writer` on it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, keep_cached: bool = True) -> None:
+        """keep_cached=False: the system need not keep table files in its page cache."""
+        self.path, self._keep_cached = path, keep_cached
+        self.table_traffic = Traffic()  # bytes of table files, where they are read and written
         self._remedy = (
             f"Copy {path / PREVIOUS} over {path / MANIFEST} to go on from the commit before, "
             f"or remove {path} to train from the start."
@@ -145,16 +148,26 @@ class Checkpoint:
 
     def write_table(self, slot: Slot, token: int, table: Table) -> FileEntry:
         (self.path / _TABLES).mkdir(parents=True, exist_ok=True)
-        return tables.write(self.path / _TABLES, slot, token, table)
+        traffic, keep = self.table_traffic, self._keep_cached
+        return tables.write(self.path / _TABLES, slot, token, table, traffic, keep_cached=keep)
 
     def read_table(self, entry: FileEntry, make: Fresh, num_rows: int) -> Table:
-        return tables.read(durable.verify(self.path, entry, self._remedy), make, num_rows)
+        """The table, digested while it is read; DataError where it is not the one named."""
+        path = durable.verify(self.path, entry, self._remedy, digest=False)
+        with streams.reading(path, self.table_traffic, keep_cached=self._keep_cached) as file:
+            try:
+                table = tables.read_from(file, make, num_rows)
+            except DataError:
+                durable.check_digest(path, file.sha256(), entry, self._remedy)
+                raise
+            durable.check_digest(path, file.sha256(), entry, self._remedy)
+        return table
 
     def write_parameters(self, token: int, arrays: Mapping[str, NDArray[Any]]) -> FileEntry:
         path = self.path / f"parameters.{token:010}.safetensors"
-        with durable.replacing(path) as file:
+        with streams.writing(self.path, path) as file:
             tensors.write(file, arrays)
-        return durable.entry_of(self.path, path)
+        return file.entry
 
     def read_parameters(self, entry: FileEntry | None) -> dict[str, NDArray[Any]]:
         if entry is None:

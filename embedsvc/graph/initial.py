@@ -6,6 +6,7 @@ and a row that training never touched need not be stored. The sum of four 16-bit
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import numba
 import numpy as np
@@ -52,9 +53,12 @@ def fresh_maker(graph: Graph, model: ModelConfig, seed: int) -> FreshOf:
     """How a slot's untouched rows come about: from the seed and the keys' hashes."""
 
     def fresh(slot: Slot) -> Fresh:
+        @cache  # for as long as `make` lives: rows may be asked for block by block
+        def hashes() -> NDArray[np.uint64]:
+            return hash_keys(graph.keys(slot))
+
         def make(offsets: NDArray[np.int64]) -> NDArray[np.float32]:
-            hashes = hash_keys(graph.keys(slot))[offsets]
-            return initial_vectors(seed, hashes, model.dim, model.init_scale)
+            return initial_vectors(seed, hashes()[offsets], model.dim, model.init_scale)
 
         return make
 
