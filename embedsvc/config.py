@@ -141,6 +141,10 @@ class TrainConfig(Table):
     negatives: NegativesConfig = NegativesConfig()
     buffer: Annotated[int, Field(ge=1)] = 2
     """Tables of partitioned types held in memory at once."""
+    prefetch: Annotated[int, Field(ge=0)] = 1
+    """Tables loaded ahead beyond `buffer`, while others are trained; 0: training may wait."""
+    page_cache: bool = True
+    """false: ask the system not to keep table files in memory after they are read or written."""
     only_changed: bool = False
     """After embedsvc import --append: visit only the buckets that got edges."""
     order: Spec = "best"

@@ -1,12 +1,20 @@
 """The buffer: which embedding tables are in memory. Loading, eviction and spilling hide here.
 
-Tables of types with one partition stay for good; of the others at most `capacity` are held, and the
-least recently used leaves first. A table that leaves changed is written under a name of its own, to
-be read back from there; it belongs to no checkpoint until the next commit names it.
+Tables of types with one partition stay for good; of the others at most `capacity` are held. Told
+which buckets come, the buffer gives up the table that is needed last (partitions/lookahead.py),
+and loads the next ones while training goes on; not told, or told wrongly, it gives up the least
+recently used. A table that leaves changed is written under a name of its own, to be read back from
+there; it belongs to no checkpoint until the next commit names it.
+
+One thread reads and writes, in the order in which it is asked. So a table is written before it is
+read again, and what makes room is gone before what needs the room is there: the tables held,
+coming and going never take more than those held and coming did when the last of them was asked
+for, which is at most `capacity + prefetch`.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -14,6 +22,7 @@ from partitions import tables
 from partitions.checkpoint import Checkpoint
 from partitions.durable import FileEntry
 from partitions.errors import ConfigError
+from partitions.lookahead import Lookahead
 from partitions.schema import Slot
 from partitions.tables import Fresh, Table
 
@@ -27,37 +36,65 @@ class Buffer:
         fresh: Callable[[Slot], Fresh],
         pinned: frozenset[Slot],
         capacity: int,
+        prefetch: int = 0,
+        coming: Callable[[], Iterable[Collection[Slot]]] = tuple,
     ) -> None:
-        """stored: the newest file of each table that has one. pinned: tables that never leave."""
+        """stored: the newest file of each table that has one. pinned: tables that never leave.
+        prefetch: tables loaded ahead beyond `capacity`. coming: the tables of the buckets after
+        the one that is held, as far as they are known; a hint."""
         self._checkpoint, self._num_rows, self._fresh = checkpoint, num_rows, fresh
-        self._stored = dict(stored)
-        self._pinned, self._capacity = pinned, capacity
+        self._stored = dict(stored)  # changed by the thread alone, which reads it at its turn
+        self._pinned, self._capacity, self._prefetch = pinned, capacity, prefetch
         self._held: OrderedDict[Slot, Table] = OrderedDict()
+        self._arriving: dict[Slot, Future[Table]] = {}
         self._dirty: dict[Slot, int] = {}  # slot -> token of the last lease that touched it
+        self._coming, self._plan, self._planned = coming, Lookahead(), 0
+        self._thread = ThreadPoolExecutor(1, "tables")
+        self._failure: BaseException | None = None  # of the thread: nothing is done after it
         self.num_reads = self.num_writes = 0
-        self.io_bytes = 0
-        self.wait_s = 0.0  # time that training stood still for loading and spilling
+        self.num_swaps = 0  # tables that left to make room
+        self.wait_s = 0.0  # time that training stood still for loading and writing
+
+    @property
+    def io_bytes(self) -> int:
+        """Bytes of table files, counted where they are read and written."""
+        return self._checkpoint.table_traffic.io_bytes
 
     @contextmanager
     def hold(self, slots: Sequence[Slot], token: int) -> Iterator[dict[Slot, Table]]:
-        """The tables of a bucket, loaded where missing, and marked as changed under `token`."""
-        self._make_room(slots)
+        """The tables of a bucket, loaded where missing, and marked as changed under `token`.
+
+        Raises what went wrong with a table file, whichever table it was and whenever.
+        """
+        start = perf_counter()
+        self.check_fits(slots)
+        self._follow(slots)
         for slot in slots:
             if slot not in self._held:
-                self._held[slot] = self._load(slot)
+                self._held[slot] = self._take(slot, slots)
             self._held.move_to_end(slot)
+        self._load_ahead(slots)
+        self._raise_failure()
+        self.wait_s += perf_counter() - start
         yield {slot: self._held[slot] for slot in slots}
         self._dirty |= dict.fromkeys(slots, token)
 
     def write_changed(self) -> dict[Slot, FileEntry]:
         """Write every changed table in memory. Returns the newest file of each stored table."""
-        for slot in sorted(self._dirty):
-            self._write(slot)
+        start = perf_counter()
+        writing = [self._write(slot, self._held[slot]) for slot in sorted(self._dirty)]
+        for future in [*writing, self._thread.submit(self._raise_failure)]:  # those before, too
+            future.result()
+        self.wait_s += perf_counter() - start
         return dict(self._stored)
+
+    def close(self) -> None:
+        """Stop the thread. What it has not begun is not done: changes are to be written before."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
     def check_fits(self, slots: Sequence[Slot]) -> None:
         """ConfigError where a bucket needs more tables than may be held."""
-        wanted = [slot for slot in slots if slot not in self._pinned]
+        wanted = self._swapped(slots)
         if len(wanted) > self._capacity:
             raise ConfigError(
                 f"[train] buffer = {self._capacity} is too small: a bucket of this graph needs "
@@ -65,35 +102,98 @@ class Buffer:
                 f"Set train.buffer={len(wanted)} or more."
             )
 
-    def _make_room(self, slots: Sequence[Slot]) -> None:
-        self.check_fits(slots)
-        wanted = [slot for slot in slots if slot not in self._pinned]
-        leaving = [s for s in self._held if s not in self._pinned and s not in slots]
-        num_kept = sum(slot not in self._pinned for slot in self._held) - len(leaving)
-        num_new = sum(slot not in self._held for slot in wanted)
-        excess = len(leaving) + num_kept + num_new - self._capacity
-        for slot in leaving[: max(excess, 0)]:
-            if slot in self._dirty:
-                self._write(slot)
-            del self._held[slot]
+    def _swapped(self, slots: Iterable[Slot]) -> list[Slot]:
+        return [slot for slot in slots if slot not in self._pinned]
 
-    def _load(self, slot: Slot) -> Table:
-        start = perf_counter()
-        if slot in self._stored:
-            entry = self._stored[slot]
-            table = self._checkpoint.read_table(entry, self._fresh(slot), self._num_rows[slot])
-            self.num_reads += 1
-            self.io_bytes += entry.bytes
-        else:
-            table = tables.fresh(self._num_rows[slot], self._fresh(slot))
-        self.wait_s += perf_counter() - start
+    def _follow(self, slots: Sequence[Slot]) -> None:
+        """Go on in the plan; make a new one where it did not expect this, or knows little more."""
+        needed = self._swapped(slots)
+        if 2 * len(self._plan) <= self._planned or not self._plan.expects(needed):
+            self._plan = Lookahead([needed, *map(self._swapped, self._coming())])
+            self._planned = len(self._plan)
+        self._plan.at += 1
+
+    def _take(self, slot: Slot, needed: Sequence[Slot]) -> Table:
+        """A table that is not held, with room made for it."""
+        if slot in self._pinned:
+            return self._load(slot).result()
+        while len(self._swapped(self._held)) >= self._capacity:
+            self._give_up(slot for slot in self._held if slot not in needed)
+        if slot not in self._arriving:
+            while self._num_taken() >= self._capacity + self._prefetch:
+                self._give_up(s for s in [*self._arriving, *self._held] if s not in needed)
+            self._arriving[slot] = self._load(slot)
+        table = self._arriving[slot].result()
+        del self._arriving[slot]
         return table
 
-    def _write(self, slot: Slot) -> None:
-        start = perf_counter()
-        token = self._dirty[slot]
-        self._stored[slot] = self._checkpoint.write_table(slot, token, self._held[slot])
-        del self._dirty[slot]
+    def _load_ahead(self, slots: Sequence[Slot]) -> None:
+        """Ask for the tables that are missing next, as far as there is room for them, or can be
+        made: by what is to leave then, and is not needed before."""
+        for swap in self._plan.swaps(self._swapped(self._held), self._capacity):
+            if swap.enters in self._arriving:
+                continue
+            if swap.enters in self._held:  # it has to leave, and be written, before it comes back
+                return
+            if self._num_taken() >= self._capacity + self._prefetch:
+                leaves = swap.leaves
+                if leaves is None or leaves not in self._held or leaves in slots:
+                    return
+                if self._plan.next_use(leaves, self._plan.at) < swap.at:
+                    return
+                self._evict(leaves)
+            self._arriving[swap.enters] = self._load(swap.enters)
+
+    def _num_taken(self) -> int:
+        return len(self._swapped(self._held)) + len(self._arriving)
+
+    def _give_up(self, slots: Iterable[Slot]) -> None:
+        """The one of them that is needed last."""
+        slot = self._plan.farthest(self._swapped(slots), self._plan.at)
+        if slot in self._held:
+            self._evict(slot)
+        else:  # asked for by a plan that did not hold
+            arriving = self._arriving.pop(slot)
+            if not arriving.cancel():
+                arriving.result()
+
+    def _evict(self, slot: Slot) -> None:
+        table = self._held.pop(slot)
+        self.num_swaps += 1
+        if slot in self._dirty:
+            self._write(slot, table)
+
+    def _load(self, slot: Slot) -> Future[Table]:
+        return self._thread.submit(self._read_now, slot)
+
+    def _write(self, slot: Slot, table: Table) -> Future[None]:
+        return self._thread.submit(self._write_now, slot, self._dirty.pop(slot), table)
+
+    # --- in the thread ---------------------------------------------------------------------------
+
+    def _read_now(self, slot: Slot) -> Table:
+        self._raise_failure()
+        try:
+            if slot not in self._stored:
+                return tables.fresh(self._num_rows[slot], self._fresh(slot))
+            entry = self._stored[slot]
+            table = self._checkpoint.read_table(entry, self._fresh(slot), self._num_rows[slot])
+        except BaseException as error:
+            self._failure = error
+            raise
+        self.num_reads += 1
+        return table
+
+    def _write_now(self, slot: Slot, token: int, table: Table) -> None:
+        self._raise_failure()
+        try:
+            self._stored[slot] = self._checkpoint.write_table(slot, token, table)
+        except BaseException as error:
+            self._failure = error
+            raise
         self.num_writes += 1
-        self.io_bytes += self._stored[slot].bytes
-        self.wait_s += perf_counter() - start
+
+    def _raise_failure(self) -> None:
+        """A table that could not be written would be read back as it was before: stop at once."""
+        if self._failure is not None:
+            raise self._failure

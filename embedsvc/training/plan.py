@@ -20,7 +20,7 @@ class MemoryPlan:
     """Bytes, by what they are for."""
 
     tables: int
-    copy: int  # of one table, while it is read or written
+    prefetch: int  # tables loaded ahead, or on their way out
     edges: int
     batch: int
     process: int = _PROCESS_BYTES
@@ -34,7 +34,7 @@ class MemoryPlan:
         mb = {name: value / 1e6 for name, value in vars(self).items()}
         return (
             f"memory plan: {self.total / 1e6:,.0f} MB (tables in memory {mb['tables']:,.0f}, "
-            f"copy of the largest {mb['copy']:,.0f}, largest bucket {mb['edges']:,.0f}, "
+            f"loaded ahead {mb['prefetch']:,.0f}, largest bucket {mb['edges']:,.0f}, "
             f"batch {mb['batch']:,.0f}, "
             + (f"evaluation {mb['evaluation']:,.0f}, " if self.evaluation else "")
             + f"process {mb['process']:,.0f})"
@@ -72,7 +72,7 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         evaluation = 2 * largest + min(judged, _JUDGED) * 5 * model.dim * 4 + _TILE_BYTES
     return MemoryPlan(
         tables=pinned + sum(others[: train.buffer]),
-        copy=largest,
+        prefetch=sum(others[train.buffer :][: train.prefetch]),
         edges=bucket * _EDGE_BYTES,
         batch=4 * (6 * scores + 6 * rows),  # values, gradients and autograd's copies
         evaluation=evaluation,
@@ -95,14 +95,15 @@ def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:
     lines.append(f"{edges:,} edges, {graph.num_edges('train'):,} of them for training")
     lines.append(str(plan))
     room = available - plan.batch - plan.edges - plan.process
-    if sum(tables.values()) + max(tables.values()) <= room:  # one is copied as it is written
+    if sum(tables.values()) <= room:
         lines.append(f"{available / 1e6:,.0f} MB are free: no partitioning needed")
     elif room <= 0:
         lines.append(f"{available / 1e6:,.0f} MB are free: too little for any number of partitions")
     else:
         # Each partition of a type is one table of the buffer; the largest type decides.
         parts = 2
-        while max(tables.values()) / parts * (train.buffer + 1) > room and parts < 1 << 16:
+        in_memory = train.buffer + train.prefetch
+        while max(tables.values()) / parts * in_memory > room and parts < 1 << 16:
             parts *= 2
         lines.append(
             f"{available / 1e6:,.0f} MB are free: {parts} partitions of the largest type fit "

@@ -11,6 +11,7 @@ exactly what it would have done: with one worker a broken run ends in the same b
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
@@ -33,6 +34,7 @@ from embedsvc.training.rates import WarmedUp
 from embedsvc.training.stopping import EarlyStopping
 from embedsvc.training.warm_start import given_tables
 from partitions import durable
+from partitions.buffer_states import Needs, fewest_swaps
 from partitions.checkpoint import Checkpoint, CheckpointManifest
 from partitions.errors import ConfigError, DataError
 from partitions.graph import Graph
@@ -49,10 +51,9 @@ _FREE = {
     ("train", key)
     for key in (
         *("epochs", "early_stopping", "only_changed", "commit_every_s"),
-        *("buffer", "threads", "memory_mb"),
+        *("threads", "memory_mb", "buffer", "prefetch", "page_cache"),
     )
 }
-
 
 _TABLES: Mapping[str, type[ModelConfig | TrainConfig]] = {
     "model": ModelConfig,
@@ -70,8 +71,10 @@ class TrainReport:
     wait_s: float
     table_reads: int
     table_writes: int
-    io_bytes: int
+    io_bytes: int  # of table files
     resumed: bool
+    swaps: int = 0  # tables that left memory to make room
+    least_swaps: int = 0  # what no order can do without, see partitions.buffer_states
     stopped_early: bool = False
     best_epoch: int | None = None  # counted from 1; None without early stopping
 
@@ -89,8 +92,9 @@ def train(graph: Graph, folder: Path, model: ModelConfig, config: TrainConfig) -
     check_memory(plan, config.memory_mb, graph)
     if config.threads:
         torch.set_num_threads(config.threads)
+    checkpoint = Checkpoint(folder, keep_cached=config.page_cache)
     with durable.only_writer(folder, "training into"):
-        return _Trainer(graph, Checkpoint(folder), model, config).run()
+        return _Trainer(graph, checkpoint, model, config).run()
 
 
 class _Trainer:
@@ -130,6 +134,8 @@ class _Trainer:
             fresh_maker(graph, model, config.seed),
             pinned=self.single,
             capacity=config.buffer,
+            prefetch=config.prefetch,
+            coming=lambda: map(self._locks, self.schedule.coming()),
         )
         for bucket in graph.buckets("train"):
             self.buffer.check_fits(graph.slots_of_bucket(bucket))
@@ -148,7 +154,11 @@ class _Trainer:
         uncommitted: list[Lease] = []
         last_commit = monotonic()
         edges_left = self._edges_left()
-        with Ledger(self.checkpoint.path / METRICS, self.config.epochs) as ledger:
+        least_swaps = self._least_swaps()
+        with (
+            closing(self.buffer),
+            Ledger(self.checkpoint.path / METRICS, self.config.epochs) as ledger,
+        ):
             while not self._stops(uncommitted) and not self.schedule.finished:
                 lease = self.schedule.acquire(_WORKER)
                 if lease is None:  # the epoch's buckets are all trained: make them count
@@ -170,6 +180,8 @@ class _Trainer:
             buffer.num_writes,
             buffer.io_bytes,
             self.resumed,
+            buffer.num_swaps,
+            least_swaps,
             self.stopping is not None and self.stopping.stopped,
             self.stopping.best[0] if self.stopping and self.stopping.history else None,
         )
@@ -254,10 +266,19 @@ class _Trainer:
 
     def _order(self, epoch: int) -> list[Bucket]:
         rng = np.random.default_rng([self.config.seed, epoch])
-        order = ORDERS.build(self.config.order)
+        return ORDERS.build(self.config.order)(self._needs(), self.config.buffer, rng)
+
+    def _needs(self) -> Needs:
         since = self.known_batches if self.config.only_changed else 0
-        buckets = self.graph.changed_buckets("train", since)
-        return order({b: self._locks(b) for b in buckets}, self.config.buffer, rng)
+        return {b: self._locks(b) for b in self.graph.changed_buckets("train", since)}
+
+    def _least_swaps(self) -> int:
+        """Of what is left to do."""
+        progress, needs, capacity = self.schedule.progress, self._needs(), self.config.buffer
+        left = {bucket: slots for bucket, slots in needs.items() if bucket not in progress.done}
+        whole_epochs = max(self.config.epochs - progress.epoch - 1, 0)
+        started = 0 if self.schedule.finished else fewest_swaps(left, capacity)
+        return started + whole_epochs * fewest_swaps(needs, capacity)
 
     def _locks(self, bucket: Bucket) -> frozenset[Slot]:
         return frozenset(self.graph.slots_of_bucket(bucket)) - self.single

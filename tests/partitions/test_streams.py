@@ -1,4 +1,4 @@
-"""partitions.streams: one pass for the bytes and their digest; what is counted is what was moved."""
+"""partitions.streams: bytes and digest in one pass; what is counted is what was moved."""
 
 import errno
 import hashlib

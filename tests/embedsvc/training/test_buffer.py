@@ -1,6 +1,12 @@
 """The buffer holds few tables, loses none, and writes only what changed."""
 
+import errno
+import resource
+import time
 import weakref
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -9,10 +15,14 @@ import pytest
 from hypothesis import given
 
 from embedsvc.training.buffer import Buffer
+from partitions.buffer_states import beta_swaps
 from partitions.checkpoint import Checkpoint
+from partitions.durable import FileEntry
 from partitions.errors import ConfigError, DataError
-from partitions.schema import Slot
-from partitions.tables import Fresh
+from partitions.lookahead import num_swaps
+from partitions.order import ORDERS
+from partitions.schema import Bucket, Slot
+from partitions.tables import Fresh, Table
 
 DIM = 3
 PINNED = Slot("tag", 0)
@@ -205,3 +215,246 @@ def test_a_truncated_table_is_named_with_what_to_do(tmp_path: Path) -> None:
         again.buffer.hold([SLOTS[0]], 2),
     ):
         pass
+
+
+# --- told what comes -----------------------------------------------------------------------------
+
+
+class Storage(Checkpoint):
+    """A checkpoint that writes down what is done with its tables, and how many are in memory."""
+
+    def __init__(self, path: Path, delay_s: float = 0.0) -> None:
+        super().__init__(path)
+        self.delay_s = delay_s
+        self.events: list[tuple[str, Slot]] = []
+        self.slot_of: dict[str, Slot] = {}
+        self.alive: list[weakref.ref] = []
+        self.most_alive = 0
+
+    def made(self, vectors: np.ndarray) -> None:
+        self.alive = [ref for ref in [*self.alive, weakref.ref(vectors)] if ref() is not None]
+        self.most_alive = max(self.most_alive, len(self.alive))
+
+    def read_table(self, entry: FileEntry, make: Fresh, num_rows: int) -> Table:
+        slot = self.slot_of[entry.path]
+        self.events.append(("read begins", slot))
+        time.sleep(self.delay_s)
+        table = super().read_table(entry, make, num_rows)
+        self.made(table.vectors)
+        self.events.append(("read ends", slot))
+        return table
+
+    def write_table(self, slot: Slot, token: int, table: Table) -> FileEntry:
+        self.events.append(("write begins", slot))
+        time.sleep(self.delay_s)
+        entry = super().write_table(slot, token, table)
+        self.slot_of[entry.path] = slot
+        self.events.append(("write ends", slot))
+        return entry
+
+
+@contextmanager
+def told(
+    storage: Storage,
+    visits: list[list[Slot]],
+    capacity: int,
+    prefetch: int,
+    plan: list[list[Slot]] | None = None,
+    stored: dict[Slot, FileEntry] | None = None,
+) -> Iterator[Buffer]:
+    """A buffer that knows the visits to come, or believes in a plan of its own."""
+    left = list(visits)
+
+    def fresh(slot: Slot) -> Fresh:
+        def make(offsets: np.ndarray) -> np.ndarray:
+            vectors = np.full((len(offsets), DIM), slot.partition, np.float32)
+            if len(offsets) == NUM_ROWS[slot]:
+                storage.made(vectors)
+            return vectors
+
+        return make
+
+    def coming() -> list[list[Slot]]:
+        return left[buffer.visited + 1 :] if plan is None else plan  # type: ignore[attr-defined]
+
+    pinned = frozenset({PINNED})
+    buffer = Buffer(storage, stored or {}, NUM_ROWS, fresh, pinned, capacity, prefetch, coming)
+    buffer.visited = 0  # type: ignore[attr-defined]
+    try:
+        yield buffer
+    finally:
+        buffer.close()
+
+
+def visit(buffer: Buffer, slots: list[Slot], token: int) -> None:
+    with buffer.hold(slots, token) as tables:
+        assert set(tables) == set(slots)
+        for slot in slots:
+            for row in {0, token % NUM_ROWS[slot]}:
+                tables[slot].vectors[row] += 1
+                tables[slot].state[row] += 1
+    buffer.visited += 1  # type: ignore[attr-defined]
+
+
+def assert_nothing_lost(
+    storage: Storage, stored: dict[Slot, FileEntry], history: list[list[Slot]]
+) -> None:
+    wanted = expected(history)
+    for slot, entry in stored.items():
+        table = Checkpoint(storage.path).read_table(
+            entry, lambda offsets, slot=slot: wanted[slot][0][offsets], NUM_ROWS[slot]
+        )
+        assert np.array_equal(table.vectors, wanted[slot][0])
+        assert np.array_equal(table.state, wanted[slot][1])
+
+
+def assert_writes_end_before_reads(storage: Storage) -> None:
+    written: set[Slot] = set()
+    being_written: Slot | None = None
+    for what, slot in storage.events:
+        if what == "write begins":
+            assert being_written is None
+            being_written = slot
+        elif what == "write ends":
+            being_written = None
+            written.add(slot)
+        else:
+            assert slot in written and slot != being_written
+
+
+VISITS = st.lists(
+    st.lists(st.sampled_from(SLOTS), min_size=1, max_size=2, unique=True), max_size=14
+)
+
+
+@given(visits=VISITS, capacity=st.integers(2, 4), prefetch=st.integers(0, 2), data=st.data())
+def test_a_plan_that_holds_swaps_least_and_one_that_does_not_loses_nothing(
+    visits: list[list[Slot]],
+    capacity: int,
+    prefetch: int,
+    data: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    believed = data.draw(st.none() | VISITS, label="a wrong plan")
+    commits = data.draw(st.sets(st.integers(0, 13), max_size=3), label="commits")
+    storage = Storage(tmp_path_factory.mktemp("checkpoint"))
+    with told(storage, visits, capacity, prefetch, believed) as buffer:
+        for token, slots in enumerate(visits, start=1):
+            visit(buffer, slots, token)
+            if token in commits:
+                assert_nothing_lost(storage, buffer.write_changed(), visits[:token])
+        stored = buffer.write_changed()
+        if believed is None:
+            assert buffer.num_swaps == num_swaps(visits, capacity)
+    assert set(stored) == {slot for slots in visits for slot in slots}
+    assert_nothing_lost(storage, stored, visits)
+    assert_writes_end_before_reads(storage)
+    assert storage.most_alive <= capacity + prefetch
+
+
+def bucket_visits(p: int, c: int, epochs: int, name: str = "best") -> list[list[Slot]]:
+    square = [Bucket(i, j) for i in range(p) for j in range(p)]
+    needs = {bucket: frozenset(SLOTS[at] for at in bucket) for bucket in square}
+    orders = [ORDERS.build(name)(needs, c, np.random.default_rng(e)) for e in range(epochs)]
+    return [sorted(needs[bucket]) for order in orders for bucket in order]
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 2])
+def test_bytes_moved_are_swaps_times_the_bytes_of_a_table(prefetch: int, tmp_path: Path) -> None:
+    """Once all rows of all tables are touched, so that every file is of its full size."""
+    storage = Storage(tmp_path)
+    with told(storage, [], len(SLOTS), 0) as buffer:
+        for token in range(1, 13):
+            visit(buffer, SLOTS, token)
+        stored = buffer.write_changed()
+    sizes = {slot: (tmp_path / entry.path).stat().st_size for slot, entry in stored.items()}
+    assert buffer.io_bytes == sum(sizes.values())
+
+    visits = bucket_visits(6, 3, 3)
+    before, num_events = buffer.io_bytes, len(storage.events)
+    with told(storage, visits, 3, prefetch, stored=stored) as buffer:
+        for token, slots in enumerate(visits, start=100):
+            visit(buffer, slots, token)
+        buffer.write_changed()
+    events = storage.events[num_events:]
+    done = Counter(what for what, _ in events)
+    assert 3 * 6 <= buffer.num_swaps <= 3 * (beta_swaps(6, 3) + 3), "a new first fill an epoch"
+    assert buffer.num_reads == done["read ends"] == buffer.num_swaps + 3
+    assert buffer.num_writes == done["write ends"] == buffer.num_swaps + 3
+    moved = sum(sizes[slot] for what, slot in events if what.endswith("ends"))
+    assert buffer.io_bytes - before == moved
+    assert_writes_end_before_reads(storage)
+
+
+def test_training_does_not_wait_for_what_it_was_told(tmp_path: Path) -> None:
+    """Reading or writing takes 8 ms and training a bucket 20 ms: all but the first fill hides."""
+    waits = {}
+    visits = bucket_visits(6, 3, 2)
+    for prefetch in (0, 1):
+        storage = Storage(tmp_path / str(prefetch), delay_s=0.008)
+        with told(storage, visits, 3, prefetch, None if prefetch else []) as buffer:
+            for token, slots in enumerate(visits, start=1):
+                visit(buffer, slots, token)
+                time.sleep(0.02)
+            waits[prefetch] = buffer.wait_s
+            moved = buffer.num_reads + buffer.num_writes
+            assert moved >= 20
+    assert waits[0] > 20 * 0.008, "without a plan it waits for each"
+    assert waits[1] < 0.3 * waits[0]
+
+
+def test_a_full_disk_in_the_background_is_told_and_nothing_committed_is_lost(
+    tmp_path: Path,
+) -> None:
+    storage = Storage(tmp_path)
+    visits = [[SLOTS[at % 4], SLOTS[(at + 1) % 4]] for at in range(40)]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with told(storage, visits, 2, 1) as buffer:
+        for token in range(1, 5):
+            visit(buffer, visits[token - 1], token)
+        committed = buffer.write_changed()
+        contents = {
+            entry.path: (tmp_path / entry.path).read_bytes() for entry in committed.values()
+        }
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with pytest.raises(OSError) as caught:
+                for token in range(5, 40):
+                    visit(buffer, visits[token - 1], token)
+            with pytest.raises(OSError):
+                buffer.write_changed()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        # It stays so: what could not be written must not be read back as it was before.
+        with pytest.raises(OSError), buffer.hold([SLOTS[0]], 99):
+            pass
+    assert caught.value.errno == errno.EFBIG
+    assert str(caught.value.filename).startswith(str(tmp_path / "tables" / "user-00"))
+    assert contents == {path: (tmp_path / path).read_bytes() for path in contents}
+    assert not list(tmp_path.glob("tables/*.tmp-*"))
+    assert_nothing_lost(storage, committed, visits[:4])
+
+
+@pytest.mark.parametrize("damage", ["gone", "altered", "short"])
+def test_a_damaged_file_read_ahead_is_named(damage: str, tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    visits = [[SLOTS[at % 5]] for at in range(20)]
+    with told(storage, visits, 2, 1) as buffer:
+        for token in range(1, 6):
+            visit(buffer, visits[token - 1], token)
+        stored = buffer.write_changed()
+        time.sleep(0.05)  # what was on its way is there
+        slot = next(s for s in SLOTS[:5] if s not in buffer._held and s not in buffer._arriving)
+        path = tmp_path / stored[slot].path
+        data = bytearray(path.read_bytes())
+        data[-70] ^= 1
+        if damage == "gone":
+            path.unlink()
+        else:
+            path.write_bytes(data if damage == "altered" else data[:-1])
+        with pytest.raises(
+            DataError, match=r"user-00\S* (is missing|was altered|has .* bytes)"
+        ) as e:
+            for token in range(6, 20):
+                visit(buffer, visits[token - 1], token)
+    assert str(path) in str(e.value) and "Copy" in str(e.value)

@@ -37,6 +37,11 @@ def test_the_plan_counts_what_is_held(make_graph: MakeGraph) -> None:
     assert plan_memory(four, model, config).tables == (sizes[-1] + sizes[-2] + 7) * row
     all_four = TrainConfig(buffer=8)
     assert plan_memory(four, model, all_four).tables == (40 + 7) * row
+    assert plan_memory(four, model, config).prefetch == sizes[-3] * row
+    assert plan_memory(four, model, TrainConfig(buffer=2, prefetch=9)).total == (
+        plan_memory(four, model, all_four).total
+    )
+    assert plan_memory(four, model, all_four).prefetch == 0
     assert plan_memory(one, model, config).edges > plan_memory(four, model, config).edges
 
 
@@ -53,11 +58,11 @@ def test_larger_batches_and_more_negatives_plan_for_more(make_graph: MakeGraph) 
 
 def test_the_plan_is_one_line_whose_parts_add_up() -> None:
     plan = MemoryPlan(
-        tables=3_000_000, copy=2_000_000, edges=1_000_000, batch=4_000_000, process=10_000_000
+        tables=3_000_000, prefetch=2_000_000, edges=1_000_000, batch=4_000_000, process=10_000_000
     )
     assert plan.total == 20_000_000
     assert str(plan) == (
-        "memory plan: 20 MB (tables in memory 3, copy of the largest 2, largest bucket 1, "
+        "memory plan: 20 MB (tables in memory 3, loaded ahead 2, largest bucket 1, "
         "batch 4, process 10)"
     )
 
