@@ -63,7 +63,13 @@ def two_communities(make_graph: Callable[..., Graph], partitions: int) -> Graph:
     return make_graph(edges, {"near": ("left", "right")}, parts)
 
 
-def mrr(graph: Graph, folder: Path, kind: tuple[str, str, str], **settings: Any) -> float:
+def mrr(
+    graph: Graph,
+    folder: Path,
+    kind: tuple[str, str, str],
+    config: TrainConfig = CONFIG,
+    **settings: Any,
+) -> float:
     operator, comparator, loss = kind
     model = ModelConfig(
         dim=8,
@@ -73,7 +79,7 @@ def mrr(graph: Graph, folder: Path, kind: tuple[str, str, str], **settings: Any)
         init_scale=0.1,
         **settings,
     )
-    train(graph, folder, model, CONFIG)
+    train(graph, folder, model, config)
     trained = Trained(graph, folder)
     return rank_links(trained, trained.edges("test")).summary()["mrr"]
 
@@ -129,6 +135,24 @@ def test_four_partitions_learn_what_one_does(
     """Within 0.05: negatives come from the partitions in memory, 3 entities to 24, and so are
     drawn less evenly. A partition that went wrong would cost its share: a quarter of 0.76."""
     found = mrr(four, tmp_path / "four", kind)
+    assert found == pytest.approx(mrr(one, tmp_path / "one", kind), abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        *("best", "beta", "affinity", "outside_in"),
+        *({"name": name, "assign": "first"} for name in ("best", "beta")),
+    ],
+    ids=str,
+)
+def test_swapping_in_any_order_learns_what_memory_does(
+    order: Any, one: Graph, four: Graph, tmp_path: Path
+) -> None:
+    """Three of eight tables in memory. Within 0.05, as above."""
+    kind = ("identity", "dot", "softmax")
+    config = CONFIG.model_copy(update={"buffer": 3, "order": order})
+    found = mrr(four, tmp_path / "four", kind, config)
     assert found == pytest.approx(mrr(one, tmp_path / "one", kind), abs=0.05)
 
 

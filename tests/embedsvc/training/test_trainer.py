@@ -1,7 +1,9 @@
 """Training ends in the same bits, however it was carried out or broken off."""
 
+import errno
 import json
 import math
+import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -206,37 +208,106 @@ def test_spilling_without_committing_changes_no_bit(
 def test_ten_kills_at_random_moments_change_no_bit(
     large_graph: Graph, tmp_path: Path, content_of: Content, start_training: Any
 ) -> None:
+    assert_kills_change_no_bit(large_graph, CONFIG, 10, tmp_path, content_of, start_training)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("buffer", [2, 3])
+def test_twenty_kills_while_tables_come_and_go_change_no_bit(
+    buffer: int,
+    make_graph: MakeGraph,
+    tmp_path: Path,
+    content_of: Content,
+    start_training: Any,
+) -> None:
+    """Commits are rare, so that kills meet tables that were spilled and belong to no manifest."""
+    rng = np.random.default_rng(3)
+    edges = [(f"e{a}", "r", f"e{b}") for a, b in rng.integers(0, 600, (4000, 2))]
+    graph = make_graph({"train": edges}, {"r": ("e", "e")}, {"e": 7})
+    config = but(CONFIG, buffer=buffer, commit_every_s=0.05, page_cache=False)
+    assert_kills_change_no_bit(graph, config, 20, tmp_path, content_of, start_training)
+
+
+def assert_kills_change_no_bit(
+    graph: Graph,
+    config: TrainConfig,
+    num_kills: int,
+    tmp_path: Path,
+    content_of: Content,
+    start_training: Any,
+) -> None:
     for name in ("warm", "whole"):  # the first one waits for the server of forks
         begin = time.monotonic()
-        unbroken = start_training(large_graph, tmp_path / name, MODEL, CONFIG)
+        unbroken = start_training(graph, tmp_path / name, MODEL, config)
         unbroken.join()
         run_s = time.monotonic() - begin
         assert unbroken.exitcode == 0
-    wanted = content_of(large_graph, tmp_path / "whole")
+    wanted = content_of(graph, tmp_path / "whole")
 
     rng = np.random.default_rng(11)
     num_killed = num_finished = 0
-    while num_killed < 10 or not num_finished:
+    while num_killed < num_kills or not num_finished:
         folder = tmp_path / f"broken-{num_finished}"
-        process = start_training(large_graph, folder, MODEL, CONFIG)
-        process.join(timeout=rng.uniform(0, 0.2) * run_s if num_killed < 10 else None)
+        process = start_training(graph, folder, MODEL, config)
+        process.join(timeout=rng.uniform(0, 0.2) * run_s if num_killed < num_kills else None)
         process.kill()  # nothing to a process that has ended
         process.join()
         assert process.exitcode in (0, -9)
         if (folder / MANIFEST).exists():  # whatever is there is a whole checkpoint
-            found = content_of(large_graph, folder)
+            found = content_of(graph, folder)
         if process.exitcode:
             num_killed += 1
             continue
         num_finished += 1
         assert found == wanted
         assert len({(r["epoch"], *r["bucket"]) for r in records(folder)}) == 2 * len(
-            large_graph.buckets("train")
+            graph.buckets("train")
         )
         left = {path.name for path in (folder / "tables").iterdir()}
         assert not [name for name in left if ".tmp-" in name]
         # A sweep keeps what the newest two manifests name.
-        assert len(left) <= 2 * len(large_graph.slots())
+        assert len(left) <= 2 * len(graph.slots())
+
+
+def test_prefetching_and_the_page_cache_change_no_bit_and_no_count(
+    make_graph: MakeGraph, tmp_path: Path, content_of: Content
+) -> None:
+    edges = [(f"e{i}", "r", f"e{(i * 7 + 1) % 90}") for i in range(90)]
+    graph = make_graph({"train": edges}, {"r": ("e", "e")}, {"e": 6})
+    base = but(CONFIG, buffer=3, commit_every_s=1e9, prefetch=0)
+    ways = {"none": {}, "one": {"prefetch": 1}, "two": {"prefetch": 2, "page_cache": False}}
+    reports = {
+        name: train(graph, tmp_path / name, MODEL, but(base, **way)) for name, way in ways.items()
+    }
+    contents = [content_of(graph, tmp_path / name) for name in ways]
+    assert contents[0] == contents[1] == contents[2]
+    counts = {(r.swaps, r.table_reads, r.table_writes, r.io_bytes) for r in reports.values()}
+    assert len(counts) == 1
+    # Six swaps an epoch for 6 partitions and 3 in memory, and a new first fill between the two.
+    report = reports["one"]
+    assert report.least_swaps == 12 <= report.swaps <= 15
+
+
+def test_a_full_disk_ends_training_and_loses_no_commit(
+    large_graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    train(large_graph, tmp_path / "whole", MODEL, CONFIG)
+    folder = tmp_path / "checkpoint"
+    rare = but(CONFIG, commit_every_s=1e9)
+    train(large_graph, folder, MODEL, but(rare, epochs=1))
+    before = content_of(large_graph, folder)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4200, limits[1]))
+    try:
+        with pytest.raises(OSError) as caught:
+            train(large_graph, folder, MODEL, rare)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert caught.value.errno == errno.EFBIG
+    assert str(caught.value.filename).startswith(str(folder / "tables"))
+    assert content_of(large_graph, folder) == before
+    assert train(large_graph, folder, MODEL, CONFIG).resumed
+    assert content_of(large_graph, folder) == content_of(large_graph, tmp_path / "whole")
 
 
 # --- one at a time -------------------------------------------------------------------------------
