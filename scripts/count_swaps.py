@@ -2,8 +2,8 @@
 
     python scripts/count_swaps.py [P,C ...]
 
-p partitions of one type, all p * p buckets, c tables in memory, of which the one needed last leaves.
-Means over five seeds; the first fill of c tables is not counted.
+p partitions of one type, all p * p buckets, c tables in memory; the one needed last leaves. Means
+over five seeds; the first fill of c tables is not counted.
 """
 
 import sys
