@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -126,6 +127,7 @@ class _Trainer:
             self.known_batches = graph.manifest.ancestors.index(manifest.graph_digest) + 1
         single = {t.name for t in graph.entity_types.values() if t.num_partitions == 1}
         self.single = frozenset(slot for slot in graph.slots() if slot.entity_type in single)
+        self._order = lru_cache(2)(self._new_order)  # asked for at every bucket
         self.schedule = Schedule(self._order, self._locks, config.epochs, manifest.progress)
         self.buffer = Buffer(
             checkpoint,
@@ -264,7 +266,7 @@ class _Trainer:
             f"{self.checkpoint.path} and train again; its last commit is from before."
         )
 
-    def _order(self, epoch: int) -> list[Bucket]:
+    def _new_order(self, epoch: int) -> list[Bucket]:
         rng = np.random.default_rng([self.config.seed, epoch])
         return ORDERS.build(self.config.order)(self._needs(), self.config.buffer, rng)
 
