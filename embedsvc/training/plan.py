@@ -74,7 +74,7 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         tables=pinned + sum(others[: train.buffer]),
         prefetch=sum(others[train.buffer :][: train.prefetch]),
         edges=bucket * _EDGE_BYTES,
-        batch=4 * (6 * scores + 6 * rows),  # values, gradients and autograd's copies
+        batch=4 * (7 * scores + 6 * rows),  # values, masks, gradients and autograd's copies
         evaluation=evaluation,
     )
 
