@@ -134,8 +134,10 @@ class TrainConfig(Table):
     """Epochs over which the step sizes first grow from 0; fractions are allowed."""
     early_stopping: EarlyStoppingConfig | None = None
     """Stop when the validation split is ranked no better for some epochs, and keep the best."""
+    step: Literal["auto", "fast", "exact"] = "auto"
+    """fast (compiled kernels) or exact (autograd); auto: fast where it covers the model."""
     batch_size: Annotated[int, Field(ge=1)] = 1000
-    """Edges per update."""
+    """Edges per update of the exact step; the fast one updates after each chunk."""
     chunk_size: Annotated[int, Field(ge=1)] = 50
     """Edges that share their negatives."""
     negatives: NegativesConfig = NegativesConfig()
@@ -155,7 +157,7 @@ class TrainConfig(Table):
     """A checkpoint at the end of the first bucket after this many seconds; 0: at every bucket."""
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 1
     threads: Annotated[int, Field(ge=1)] | None = None
-    """Threads of the tensor library; unset: all cores."""
+    """Threads that train side by side; 1: the same bits at every run; unset: all cores."""
     memory_mb: Annotated[int, Field(ge=1)] | None = None
     """Most memory that training may plan for; unset: what the machine has free."""
 

@@ -1,18 +1,47 @@
 """One update: gather rows, differentiate the batch's loss by autograd, write the rows back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embedsvc.graph.batches import Batch
+from embedsvc.config import NegativesConfig
+from embedsvc.graph.batches import Batch, Batcher, Group
 from embedsvc.graph.model import BatchVectors, GraphModel, batch_loss, table_name
+from embedsvc.graph.negatives import Sampling
+from partitions.edges import Edges
 from partitions.schema import Slot
 from partitions.tables import Table
 
 _EPSILON = 1e-10
+
+
+Rate = Callable[[int], float]  # what the step sizes of the next so many edges are multiplied by
+
+
+def constant(num_edges: int) -> float:
+    return 1.0
+
+
+class Step(Protocol):
+    def __call__(
+        self,
+        tables: Mapping[Slot, Table],
+        edges: Edges,
+        groups: Sequence[Group],
+        seeds: Sequence[int],
+        rate: Rate = constant,
+    ) -> Generator[tuple[int, float], None, None]:
+        """Train on a bucket's edges: mutates its tables, and the model's parameters.
+
+        groups: of each relation, in this bucket. seeds: all randomness comes from them.
+        rate: of the next so many edges, called once for each piece in turn.
+        Yields (edges, their summed loss before the update), piece by piece, in a fixed order.
+        """
 
 
 class ExactStep:
@@ -37,6 +66,56 @@ class ExactStep:
         forward.update(self.relation_lr)
         reverse.update(self.relation_lr)
         return float(loss.detach())
+
+
+@dataclass(frozen=True)
+class ExactBatches:
+    """The exact step over a bucket, batch by batch; a Step."""
+
+    model: GraphModel
+    lr: float
+    relation_lr: float
+    batch_size: int
+    chunk_size: int
+    negatives: NegativesConfig
+
+    def __call__(
+        self,
+        tables: Mapping[Slot, Table],
+        edges: Edges,
+        groups: Sequence[Group],
+        seeds: Sequence[int],
+        rate: Rate = constant,
+    ) -> Generator[tuple[int, float], None, None]:
+        step = ExactStep(self.model, self.lr, self.relation_lr, self.negatives.in_batch)
+        batcher = self._batcher(groups, {slot: len(table.state) for slot, table in tables.items()})
+        for batch in batcher.batches(edges, np.random.default_rng(seeds)):
+            factor = rate(batch.num_edges)
+            step.lr, step.relation_lr = factor * self.lr, factor * self.relation_lr
+            yield batch.num_edges, step(tables, batch)
+
+    def _batcher(self, groups: Sequence[Group], num_rows: dict[Slot, int]) -> Batcher:
+        model, negatives = self.model, self.negatives
+        by_relation = model.chunks_by_relation
+        # Where all are candidates there is nothing to share by chunks.
+        whole = negatives.all and not by_relation
+        return Batcher(
+            groups,
+            num_rows,
+            self.batch_size,
+            self.batch_size if whole else self.chunk_size,
+            negatives.uniform,
+            chunk_by_relation=by_relation,
+            sampling=Sampling(
+                degree=negatives.degree,
+                alpha=negatives.alpha,
+                every=negatives.all,
+                in_batch=negatives.in_batch,
+                log_q=model.corrects_sampling,
+            ),
+            relation_weights=model.relation_weights,
+            seeded=model.drops,
+        )
 
 
 class _Rows:

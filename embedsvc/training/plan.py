@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.graph.fast import RUN_EDGES, num_cores, uncovered
 from embedsvc.graph.operators import OPERATORS
 from partitions.errors import ConfigError
 from partitions.graph import Graph
@@ -12,7 +13,7 @@ from partitions.schema import SPLITS, Slot
 _PROCESS_BYTES = 450 << 20  # interpreter and libraries
 _JUDGED = 32_768  # edges that evaluation ranks at once
 _TILE_BYTES = 64 << 20  # of scores, and masks of their size
-_EDGE_BYTES = 9 + 3 * 8  # its bucket file, and three int64 of shuffling
+_FILE_BYTES = 9  # of an edge in its bucket file
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,29 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         reverse=True,
     )
     bucket = max((graph.num_edges("train", b) for b in graph.buckets("train")), default=0)
+    if train.step == "exact" or uncovered(model, train.negatives):
+        edges, batch = _exact_bytes(bucket, graph, model, train)
+    else:
+        edges, batch = _fast_bytes(bucket, len(graph.relations), model, train)
+    evaluation = 0
+    if train.early_stopping is not None:
+        largest = max(map(table_bytes, graph.slots()), default=0)
+        judged = min(graph.num_edges("valid"), train.early_stopping.max_edges or 1 << 62)
+        # Two tables as one follows the other, both ends and the moved one of each query, tiles.
+        evaluation = 2 * largest + min(judged, _JUDGED) * 5 * model.dim * 4 + _TILE_BYTES
+    return MemoryPlan(
+        tables=pinned + sum(others[: train.buffer]),
+        prefetch=sum(others[train.buffer :][: train.prefetch]),
+        edges=edges,
+        batch=batch,
+        evaluation=evaluation,
+    )
+
+
+def _exact_bytes(
+    bucket: int, graph: Graph, model: ModelConfig, train: TrainConfig
+) -> tuple[int, int]:
+    """Of a bucket's edges, and of a batch."""
     negatives, chunk_size = train.negatives, train.chunk_size
     operators = {model.operator, *model.operators.values()}
     matrices = any(OPERATORS[name].matrix for name in operators)
@@ -59,24 +83,27 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
     if negatives.all:
         drawn = max(map(graph.num_rows, graph.slots()), default=0)
         if not matrices and (model.reciprocal or operators == {"identity"}):
-            chunk_size = train.batch_size  # as the trainer does
+            chunk_size = train.batch_size  # as the step does
     chunks = max(1, train.batch_size // chunk_size)
     scores = chunks * chunk_size * (drawn + chunk_size * negatives.in_batch)
     rows = chunks * (2 * chunk_size + 2 * drawn) * model.dim
     rows += matrices * 2 * chunks * model.dim * model.dim
-    largest = max(map(table_bytes, graph.slots()), default=0)
-    evaluation = 0
-    if train.early_stopping is not None:
-        judged = min(graph.num_edges("valid"), train.early_stopping.max_edges or 1 << 62)
-        # Two tables as one follows the other, both ends and the moved one of each query, tiles.
-        evaluation = 2 * largest + min(judged, _JUDGED) * 5 * model.dim * 4 + _TILE_BYTES
-    return MemoryPlan(
-        tables=pinned + sum(others[: train.buffer]),
-        prefetch=sum(others[train.buffer :][: train.prefetch]),
-        edges=bucket * _EDGE_BYTES,
-        batch=4 * (7 * scores + 6 * rows),  # values, masks, gradients and autograd's copies
-        evaluation=evaluation,
-    )
+    edges = bucket * (_FILE_BYTES + 3 * 8)  # three int64 of shuffling
+    return edges, 4 * (7 * scores + 6 * rows)  # values, masks, gradients and autograd's copies
+
+
+def _fast_bytes(
+    bucket: int, num_relations: int, model: ModelConfig, train: TrainConfig
+) -> tuple[int, int]:
+    """Of a bucket's edges, and of what the threads work in."""
+    order = 4 if num_relations == 1 else 8  # uint32; twice while sorted by relation
+    chunks = -(-bucket // train.chunk_size) * 7 * 8  # some int64 a chunk, to cut the order
+    chunk, rows = train.chunk_size, train.chunk_size + train.negatives.uniform
+    floats = 11 * rows * model.dim + 5 * chunk * model.dim + 3 * rows * chunk
+    # Of a run of chunks: its places and columns, and three more that wait.
+    run = max(RUN_EDGES, chunk) * (3 * 8 + 4 * 4 + 3 * 4)
+    threads = train.threads or num_cores()
+    return bucket * (_FILE_BYTES + order) + chunks, threads * (4 * floats + run)
 
 
 def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:

@@ -2,10 +2,10 @@
 
     for lease in schedule:
         with buffer.hold(bucket) as tables:
-            for batch in batches: ledger.add(step(tables, batch))
+            for num_edges, loss in step(tables, edges): ledger.add(num_edges, loss)
 
 All randomness of a bucket comes from (seed, epoch, bucket), so a bucket repeated after a kill does
-exactly what it would have done: with one worker a broken run ends in the same bits as a whole one.
+exactly what it would have done: with one thread a broken run ends in the same bits as a whole one.
 """
 
 import logging
@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 from embedsvc.config import ModelConfig, TrainConfig
-from embedsvc.graph.batches import Batcher, Group
+from embedsvc.graph.batches import Group
+from embedsvc.graph.fast import FastStep, num_cores, uncovered
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
-from embedsvc.graph.negatives import Sampling
-from embedsvc.graph.step import ExactStep
+from embedsvc.graph.step import ExactBatches, Step
 from embedsvc.training import stopping
 from embedsvc.training.buffer import Buffer
 from embedsvc.training.ledger import Ledger
@@ -47,12 +47,12 @@ logger = logging.getLogger(__name__)
 
 _WORKER = "local"
 METRICS = "metrics.jsonl"
-# Settings that say how a run is carried out, never what it computes: free to differ on resume.
+# Settings that say how a run is carried out, not what it aims at: free to differ on resume.
 _FREE = {
     ("train", key)
     for key in (
         *("epochs", "early_stopping", "only_changed", "commit_every_s"),
-        *("threads", "memory_mb", "buffer", "prefetch", "page_cache"),
+        *("step", "threads", "memory_mb", "buffer", "prefetch", "page_cache"),
     )
 }
 
@@ -141,9 +141,7 @@ class _Trainer:
         )
         for bucket in graph.buckets("train"):
             self.buffer.check_fits(graph.slots_of_bucket(bucket))
-        self.step = ExactStep(
-            self.model, config.lr, config.relation_lr or config.lr, config.negatives.in_batch
-        )
+        self.step = _choose_step(self.model, uncovered(model, config.negatives), config)
         self.rate = WarmedUp.build(config.lr_schedule, config.warmup_epochs)
         self.stopping: EarlyStopping | None = None
         if config.early_stopping is not None:
@@ -200,15 +198,14 @@ class _Trainer:
         bucket, wait_before = lease.bucket, self.buffer.wait_s
         edges = self.graph.edges("train", bucket)
         ledger.open(lease, len(edges), edges_left)
-        rng = np.random.default_rng([self.config.seed, lease.epoch, *bucket])
+        seeds = [self.config.seed, lease.epoch, *bucket]
         with self.buffer.hold(self.graph.slots_of_bucket(bucket), lease.token) as tables:
-            progress = self._progress(lease)
-            for batch in self._batcher(bucket).batches(edges, rng):
-                self._set_rates(progress(batch.num_edges))
-                loss = self.step(tables, batch)
-                if not math.isfinite(loss):
-                    raise DataError(self._diverged(lease, loss))
-                ledger.add(batch.num_edges, loss)
+            rate = self._rate(lease)
+            with closing(self.step(tables, edges, self._groups(bucket), seeds, rate)) as pieces:
+                for num_edges, loss in pieces:
+                    if not math.isfinite(loss):
+                        raise DataError(self._diverged(lease, loss))
+                    ledger.add(num_edges, loss)
             for slot, table in tables.items():
                 ends = [table.vectors.min(initial=0), table.vectors.max(initial=0)]
                 if not np.isfinite(ends).all():
@@ -216,10 +213,11 @@ class _Trainer:
         waiting, total = self.schedule.num_waiting, self.schedule.num_buckets
         ledger.close(total - waiting, total, self.buffer.wait_s - wait_before)
 
-    def _progress(self, lease: Lease) -> Callable[[int], float]:
-        """Epochs done at the middle of the next batch, given its edges: a bucket's batches in turn.
+    def _rate(self, lease: Lease) -> Callable[[int], float]:
+        """What step sizes are multiplied by for a bucket's next edges, given how many they are.
 
-        Buckets count in the order of their epoch, whenever they are trained.
+        By how much of the epoch is done in the middle of them. Buckets count in the order of their
+        epoch, whenever they are trained.
         """
         order = self._order(lease.epoch)
         sizes = [self.graph.num_edges("train", bucket) for bucket in order]
@@ -228,14 +226,9 @@ class _Trainer:
         def at(num_edges: int) -> float:
             nonlocal done
             done += num_edges
-            return lease.epoch + (done - num_edges / 2) / total
+            return self.rate(lease.epoch + (done - num_edges / 2) / total)
 
         return at
-
-    def _set_rates(self, progress: float) -> None:
-        factor, config = self.rate(progress), self.config
-        self.step.lr = factor * config.lr
-        self.step.relation_lr = factor * (config.relation_lr or config.lr)
 
     def _commit(self, leases: list[Lease]) -> None:
         """Write what changed and the manifest that names it; then the buckets count as done."""
@@ -285,38 +278,36 @@ class _Trainer:
     def _locks(self, bucket: Bucket) -> frozenset[Slot]:
         return frozenset(self.graph.slots_of_bucket(bucket)) - self.single
 
-    def _batcher(self, bucket: Bucket) -> Batcher:
-        slot_of, negatives = self.graph.slot_of, self.config.negatives
-        by_relation = self.model.chunks_by_relation
-        # Where all are candidates there is nothing to share by chunks.
-        whole = negatives.all and not by_relation
-        groups = [
+    def _groups(self, bucket: Bucket) -> list[Group]:
+        """What a batch of each relation's edges has in common."""
+        slot_of = self.graph.slot_of
+        return [
             Group(slot_of(r.lhs, bucket.lhs), slot_of(r.rhs, bucket.rhs), operator)
             for r, operator in zip(self.graph.relations, self.model.operator_of, strict=True)
         ]
-        return Batcher(
-            groups,
-            {slot: self.graph.num_rows(slot) for slot in self.graph.slots_of_bucket(bucket)},
-            self.config.batch_size,
-            self.config.batch_size if whole else self.config.chunk_size,
-            negatives.uniform,
-            chunk_by_relation=by_relation,
-            sampling=Sampling(
-                degree=negatives.degree,
-                alpha=negatives.alpha,
-                every=negatives.all,
-                in_batch=negatives.in_batch,
-                log_q=self.model.corrects_sampling,
-            ),
-            relation_weights=self.model.relation_weights,
-            seeded=self.model.drops,
-        )
 
     def _edges_left(self) -> int:
         progress = self.schedule.progress
         per_epoch = self.graph.num_edges("train")
         done = sum(self.graph.num_edges("train", bucket) for bucket in progress.done)
         return max(self.config.epochs - progress.epoch, 0) * per_epoch - done
+
+
+def _choose_step(model: GraphModel, not_fast: str | None, config: TrainConfig) -> Step:
+    """not_fast: what the fast step does not cover."""
+    lrs, negatives = (config.lr, config.relation_lr or config.lr), config.negatives
+    if config.step == "fast" and not_fast:
+        raise ConfigError(
+            f"[train] step = fast does not cover {not_fast}. Set train.step=auto or exact."
+        )
+    if config.step != "exact" and not not_fast:
+        threads = config.threads or num_cores()
+        return FastStep(
+            model, *lrs, config.chunk_size, negatives.in_batch, negatives.uniform, threads
+        )
+    if not_fast:
+        logger.info("training by the exact step: the fast one does not cover %s", not_fast)
+    return ExactBatches(model, *lrs, config.batch_size, config.chunk_size, negatives)
 
 
 def _check_resumable(

@@ -49,11 +49,26 @@ def test_larger_batches_and_more_negatives_plan_for_more(make_graph: MakeGraph) 
     graph = a_graph(make_graph, 1)
 
     def batch(**settings: object) -> int:
-        config = TrainConfig.model_validate({"batch_size": 1000, "chunk_size": 50} | settings)
+        sizes = {"batch_size": 1000, "chunk_size": 50, "threads": 1, "step": "exact"}
+        config = TrainConfig.model_validate(sizes | settings)
         return plan_memory(graph, ModelConfig(), config).batch
 
     assert batch() < batch(batch_size=2000) < batch(batch_size=2000, negatives={"uniform": 500})
     assert batch(negatives={"in_batch": False}) < batch()
+    fast = batch(step="fast")
+    assert fast == batch(step="fast", batch_size=2000), "its unit of work is the chunk"
+    assert fast < batch(step="fast", chunk_size=100)
+    assert fast < batch(step="fast", negatives={"uniform": 500})
+    assert batch(step="fast", threads=3) == 3 * fast
+
+
+def test_what_the_fast_step_does_not_cover_is_planned_as_the_exact_one(
+    make_graph: MakeGraph,
+) -> None:
+    graph, l2 = a_graph(make_graph, 1), ModelConfig(comparator="l2")
+    exact, auto = TrainConfig(step="exact"), TrainConfig(step="auto")
+    assert plan_memory(graph, l2, auto) == plan_memory(graph, l2, exact)
+    assert plan_memory(graph, ModelConfig(), auto) != plan_memory(graph, ModelConfig(), exact)
 
 
 def test_the_plan_is_one_line_whose_parts_add_up() -> None:

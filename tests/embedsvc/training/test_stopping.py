@@ -10,6 +10,7 @@ import pytest
 
 from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.evaluation.links import rank_links, sample
+from embedsvc.graph.step import ExactStep
 from embedsvc.trained import Trained
 from embedsvc.training import trainer
 from embedsvc.training.plan import plan_memory
@@ -182,16 +183,18 @@ def test_a_schedule_is_followed_bit_by_bit_over_a_resume(
 ) -> None:
     schedule = {"lr_schedule": {"name": "linear", "epochs": 2}, "warmup_epochs": warmup}
     rates: list[float] = []
-    step = trainer.ExactStep.__call__
+    step = ExactStep.__call__
 
     def noted(self: Any, *args: Any) -> float:
         rates.append(self.lr)
         return step(self, *args)
 
-    monkeypatch.setattr(trainer.ExactStep, "__call__", noted)
+    monkeypatch.setattr(ExactStep, "__call__", noted)
 
     def run(name: str, epochs: int) -> TrainReport:
-        chosen = TrainConfig.model_validate(SETTINGS | schedule | {"epochs": epochs, "lr": 0.5})
+        chosen = TrainConfig.model_validate(
+            SETTINGS | schedule | {"epochs": epochs, "lr": 0.5, "step": "exact"}
+        )
         return train(graph, tmp_path / name, MODEL, chosen)
 
     run("whole", 3)

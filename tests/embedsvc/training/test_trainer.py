@@ -76,11 +76,12 @@ def records(folder: Path) -> list[dict[str, Any]]:
 # --- the same bits -------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("step", ["fast", "exact"])
 def test_the_same_command_gives_the_same_bits(
-    graph: Graph, tmp_path: Path, content_of: Content
+    step: str, graph: Graph, tmp_path: Path, content_of: Content
 ) -> None:
-    first = train(graph, tmp_path / "a", MODEL, CONFIG)
-    second = train(graph, tmp_path / "b", MODEL, CONFIG)
+    first = train(graph, tmp_path / "a", MODEL, but(CONFIG, step=step))
+    second = train(graph, tmp_path / "b", MODEL, but(CONFIG, step=step))
     assert first.loss == second.loss
     losses = [[r["loss"] for r in records(tmp_path / name)] for name in "ab"]
     assert losses[0] == losses[1]
@@ -97,12 +98,14 @@ def test_another_seed_gives_other_vectors(
         assert a[slot, "vectors"] != b[slot, "vectors"]
 
 
+@pytest.mark.parametrize("step", ["fast", "exact"])
 def test_two_epochs_equal_one_and_a_resumed_one_bit_for_bit(
-    large_graph: Graph, tmp_path: Path, content_of: Content
+    step: str, large_graph: Graph, tmp_path: Path, content_of: Content
 ) -> None:
-    whole = train(large_graph, tmp_path / "whole", MODEL, CONFIG)
-    train(large_graph, tmp_path / "halves", MODEL, but(CONFIG, epochs=1))
-    second = train(large_graph, tmp_path / "halves", MODEL, CONFIG)
+    config = but(CONFIG, step=step)
+    whole = train(large_graph, tmp_path / "whole", MODEL, config)
+    train(large_graph, tmp_path / "halves", MODEL, but(config, epochs=1))
+    second = train(large_graph, tmp_path / "halves", MODEL, config)
     assert second.resumed and not whole.resumed
     assert second.num_edges == large_graph.num_edges("train") and second.loss == whole.loss
     halves = content_of(large_graph, tmp_path / "halves")
@@ -310,6 +313,50 @@ def test_a_full_disk_ends_training_and_loses_no_commit(
     assert content_of(large_graph, folder) == content_of(large_graph, tmp_path / "whole")
 
 
+# --- which step ----------------------------------------------------------------------------------
+
+
+def test_steps_learn_alike_chunk_by_chunk(graph: Graph, tmp_path: Path) -> None:
+    """With a chunk a batch they differ in the order of edges and the negatives drawn, no more."""
+    config = but(CONFIG, epochs=20, batch_size=5)
+    losses = {}
+    for step in ("fast", "exact"):
+        train(graph, tmp_path / step, MODEL, but(config, step=step))
+        found = records(tmp_path / step)[-len(graph.buckets("train")) :]
+        losses[step] = sum(r["loss"] * r["edges"] for r in found) / sum(r["edges"] for r in found)
+    assert losses["fast"] == pytest.approx(losses["exact"], rel=0.1)
+
+
+def test_what_the_fast_step_does_not_cover_trains_by_the_exact_one_which_is_said(
+    graph: Graph, tmp_path: Path, caplog: pytest.LogCaptureFixture, content_of: Content
+) -> None:
+    sentence = "the fast one does not cover model.comparator = l2"
+    l2 = ModelConfig(dim=8, comparator="l2", init_scale=0.1)
+    with caplog.at_level("INFO"):
+        train(graph, tmp_path / "auto", l2, CONFIG)
+        assert caplog.text.count(sentence) == 1
+        train(graph, tmp_path / "fast", MODEL, CONFIG)
+        assert caplog.text.count(sentence) == 1
+    train(graph, tmp_path / "exact", l2, but(CONFIG, step="exact"))
+    assert content_of(graph, tmp_path / "auto") == content_of(graph, tmp_path / "exact")
+
+
+def test_asking_for_the_fast_step_where_it_does_not_cover_is_refused(
+    graph: Graph, tmp_path: Path
+) -> None:
+    l2 = ModelConfig(dim=8, comparator="l2")
+    with pytest.raises(ConfigError, match=r"fast does not cover model\.comparator = l2\. Set "):
+        train(graph, tmp_path / "checkpoint", l2, but(CONFIG, step="fast"))
+    assert not (tmp_path / "checkpoint" / METRICS).exists()
+
+
+@pytest.mark.parametrize("step", ["fast", "exact"])
+def test_several_threads_train_the_same_edges(step: str, graph: Graph, tmp_path: Path) -> None:
+    report = train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, step=step, threads=2))
+    assert report.num_edges == 2 * graph.num_edges("train")
+    assert math.isfinite(report.loss)
+
+
 # --- one at a time -------------------------------------------------------------------------------
 
 
@@ -360,7 +407,7 @@ def test_resuming_with_another_setting_is_refused_by_its_name(
 
 
 def test_how_a_run_is_carried_out_may_change_on_resume(graph: Graph, tmp_path: Path) -> None:
-    train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, epochs=1))
+    train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, epochs=1, step="exact"))
     other = but(CONFIG, epochs=2, buffer=8, commit_every_s=5, memory_mb=4000, threads=None)
     assert train(graph, tmp_path / "checkpoint", MODEL, other).resumed
 
@@ -466,11 +513,16 @@ def test_a_damaged_manifest_is_named_with_what_to_do(
 # --- divergence ----------------------------------------------------------------------------------
 
 
-def test_divergence_is_named_by_epoch_and_bucket(graph: Graph, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [{"step": "exact"}, {"threads": 1}, {"threads": 2}], ids=str)
+def test_divergence_is_named_by_epoch_and_bucket(
+    how: dict[str, Any], graph: Graph, tmp_path: Path
+) -> None:
     with pytest.raises(
         DataError, match=r"Training diverged: the .* in epoch 1, bucket \(1, 1\)\. Lower train\.lr"
     ):
         train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, lr=1e30, order="inside_out"))
+
+        train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, lr=1e30, **how))
 
 
 def test_divergence_leaves_the_last_commit_as_it_was(
@@ -555,7 +607,7 @@ def test_the_loss_falls_and_the_first_one_is_that_of_chance(
     train(graph, tmp_path / "checkpoint", model, config)
     losses = [r["loss"] for r in records(tmp_path / "checkpoint")]
     assert losses[-1] < 0.9 * losses[0]
-    one_step = but(config, epochs=1, batch_size=10_000)
+    one_step = but(config, epochs=1, step="exact", batch_size=10_000)
     weight = float(np.mean(graph.edges("train", graph.buckets("train")[0]).weight))
     first = train(graph, tmp_path / "first", model, one_step)
     # One batch a group, so nothing is learnt before it is measured. An edge's own entity is
