@@ -9,6 +9,7 @@ from typing import Any
 from partitions.gate.anomalies import Anomaly, Cell, rounded_up
 from partitions.gate.column_statistics import DAY_S, TimeStatistics, last_whole_day, moment_at
 from partitions.gate.data_schema import ColumnRules, DataSchema
+from partitions.gate.drift import exceeds
 from partitions.gate.schema_edits import Edit
 from partitions.gate.statistics import Endpoints, Statistics, ends_of
 
@@ -58,7 +59,7 @@ def batch_anomalies(
 def _files(schema: DataSchema, statistics: Statistics, reading: Reading) -> Iterator[Anomaly]:
     lines = statistics.rows + reading.malformed
     share = reading.malformed / lines if lines else 0.0
-    if share > schema.graph.malformed:
+    if exceeds(reading.malformed, lines, schema.graph.malformed):
         cells = (reading.malformed_cell,) if reading.malformed_cell else ()
         yield Anomaly(
             "malformed_rows",

@@ -87,6 +87,19 @@ def share_noise(share: float, n: float, m: float) -> float:
     return min(1.0, 4.5 * float(np.sqrt(share * (1 - share) * (1 / n + 1 / m))) + 4 / min(n, m))
 
 
+def most_likely(count: int, rows: int) -> float:
+    """The largest share of rows that a batch with so many exceptions is likely to be drawn from:
+    (count + 2.5 sqrt(count) + 4) / rows. None seen does not mean that there are none."""
+    return min(1.0, (count + 2.5 * float(np.sqrt(count)) + 4) / rows) if rows else 0.0
+
+
+def exceeds(count: int, rows: int, allowed: float) -> bool:
+    """Whether so many exceptions are more than the share allowed explains in that many rows: three
+    standard errors and one row beyond it. A share of 0 allows none."""
+    expected = allowed * rows
+    return count > expected + 3 * float(np.sqrt(expected)) + (1 if expected else 0)
+
+
 # --- batches of different size ------------------------------------------------------------------
 #
 # Degrees, distinct keys and duplicates all grow with the size of a batch. So the larger batch is

@@ -24,7 +24,8 @@ from partitions.gate.data_schema import (
     GraphRules,
     RelationRules,
 )
-from partitions.gate.drift import duplicate_share
+from partitions.gate.columns import KEY_COLUMNS
+from partitions.gate.drift import duplicate_share, most_likely
 from partitions.gate.key_traits import TRAITS
 from partitions.gate.row_rules import SENTINELS
 from partitions.gate.statistics import Endpoints, Statistics, ends_of
@@ -65,13 +66,14 @@ def infer(
 def _graph(statistics: Statistics, reading: Reading, seen: Seen) -> GraphRules:
     duplicates = duplicate_share(statistics.row_sample.kept[1])
     lines = statistics.rows + reading.malformed
-    malformed = reading.malformed / lines if lines else 0.0
+    if reading.malformed:
+        seen["graph", "malformed"] = f"{reading.malformed / lines:.2g}"
     seen["graph", "rows"] = f"{statistics.rows:,}"
     seen["graph", "duplicates"] = f"{duplicates:.4f}"
     return GraphRules(
         rows=(statistics.rows // 10, statistics.rows * 10),
         duplicates=round(min(1.0, max(0.1, 5 * duplicates)), 3),
-        malformed=round(min(1.0, 2 * malformed), 6),
+        malformed=_exceptions(reading.malformed, lines),
         final_newline=reading.text_files > 0 and not reading.cut_files,
     )
 
@@ -79,16 +81,17 @@ def _graph(statistics: Statistics, reading: Reading, seen: Seen) -> GraphRules:
 def _column(name: str, statistics: Statistics, seen: Seen) -> ColumnRules:
     kind, table = statistics.kinds[name], ("columns", name)
     rows = statistics.rows
-    missing, mistyped = statistics.missing[name] / rows, statistics.mistyped[name] / rows
+    missing, mistyped = statistics.missing[name], statistics.mistyped[name]
+    part = name in (*KEY_COLUMNS, "rel")  # without which a row is none to the importer
     rules: dict[str, Any] = {
         "type": kind,
-        "presence": 1.0 if not missing else round(max(0.0, 1 - 1.5 * missing - 0.02), 3),
-        "mistyped": round(min(1.0, 2 * mistyped), 6),
+        "presence": _presence(missing, rows, part),
+        "mistyped": 0.0 if part and not mistyped else _exceptions(mistyped, rows),
     }
     if missing:
-        seen[*table, "presence"] = f"{1 - missing:.4f}"
+        seen[*table, "presence"] = f"{1 - missing / rows:.4f}"
     if mistyped:
-        seen[*table, "mistyped"] = f"{mistyped:.2g}"
+        seen[*table, "mistyped"] = f"{mistyped / rows:.2g}"
     if kind == "number":
         rules |= {"drift": 0.05} | _number(statistics.number(name), table, seen)
     elif kind == "timestamp":
@@ -97,10 +100,21 @@ def _column(name: str, statistics: Statistics, seen: Seen) -> ColumnRules:
         counts = statistics.categories[name]
         distinct = len(counts.counts)
         seen[*table, "distinct"] = f"{distinct:,}{'' if counts.exact else ' or more'}"
-        rules |= {"distinct": _band(distinct), "broken": 0.0, "drift": 0.1}
+        rules |= {"distinct": _band(distinct), "broken": _exceptions(0, rows), "drift": 0.1}
         if counts.exact and distinct <= _MAX_VALUES and min(counts.counts.values()) >= _OFTEN:
             rules |= {"values": sorted(counts.counts)}
     return ColumnRules(**rules)
+
+
+def _presence(missing: int, rows: int, part: bool) -> float:
+    if not missing:
+        return 1.0 if part else 1 - _exceptions(0, rows)
+    return round(max(0.0, 1 - 1.5 * missing / rows - 0.02 - 4 / rows), 3)
+
+
+def _exceptions(count: int, rows: int) -> float:
+    """The largest share to allow of what so many rows showed."""
+    return float(f"{min(1.0, max(2 * count / rows, most_likely(count, rows))):.3g}")
 
 
 def _band(distinct: int) -> tuple[int, int]:
@@ -132,10 +146,9 @@ def _times(statistics: Statistics, name: str, table: tuple[str, ...], seen: Seen
     first, last = moment_at(times.lowest), moment_at(times.highest)
     margin = max(30, (last - first).days)
     seen[*table, "earliest"] = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
-    future = sum(count for day, count in times.days.items() if day > as_of // DAY_S)
     rules: dict[str, Any] = {
         "drift": 0.05,
-        "future": round(min(1.0, 2 * future / statistics.rows), 6),
+        "future": _exceptions(_in_the_future(times, as_of), statistics.rows),
     }
     if first.toordinal() > margin:  # else any date would do
         rules["earliest"] = first.date() - timedelta(days=margin)
@@ -143,6 +156,10 @@ def _times(statistics: Statistics, name: str, table: tuple[str, ...], seen: Seen
         seen[*table, "max_lag_days"] = str(lag)
         rules["max_lag_days"] = lag
     return rules
+
+
+def _in_the_future(times: TimeStatistics, as_of: int) -> int:
+    return sum(count for day, count in times.days.items() if day > as_of // DAY_S)
 
 
 def _lag(statistics: Statistics, name: str) -> int | None:
@@ -155,13 +172,12 @@ def _lag(statistics: Statistics, name: str) -> int | None:
 def _entity(name: str, found: EndpointStatistics, seen: Seen) -> EntityRules:
     table = ("entities", name)
     distinct = round(found.sample.distinct)
-    broken = found.rows_with("broken") / found.rows
     seen[*table, "count"] = f"{distinct:,}"
     seen[*table, "length"] = f"{found.lengths[0]} to {found.lengths[1]} bytes"
     rules: dict[str, Any] = {
         "count": (distinct // 10, 10 * distinct),
         "length": (1 if found.lengths[0] < 8 else found.lengths[0] // 2, 2 * found.lengths[1]),
-        "broken": round(min(1.0, 2 * broken), 6),
+        "broken": _exceptions(found.rows_with("broken"), found.rows),
     }
     if distinct < 100:
         return EntityRules(**rules)
@@ -226,12 +242,16 @@ def doubts(statistics: Statistics, schema: DataSchema) -> list[str]:
             found.append(f"{name} has one value in all rows.")
         if rules.type == "number":
             found += _number_doubts(name, statistics.number(name))
-        if rules.future:
+        if (
+            name in statistics.kinds
+            and rules.future is not None
+            and _in_the_future(statistics.times(name), statistics.as_of)
+        ):
             found.append(f"{name} has times in the future.")
     found += [
         f"Keys of {name} hold broken text: the wrong encoding?"
-        for name, entity in schema.entities.items()
-        if entity.broken
+        for name, entity in statistics.entities(schema.endpoints).items()
+        if entity.rows_with("broken")
     ]
     duplicates = duplicate_share(statistics.row_sample.kept[1])
     if duplicates > 0.05:

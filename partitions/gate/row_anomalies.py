@@ -8,6 +8,7 @@ from partitions.gate.anomalies import Anomaly, rounded_up
 from partitions.gate.column_statistics import moment_at
 from partitions.gate.columns import KEY_COLUMNS
 from partitions.gate.data_schema import ColumnRules
+from partitions.gate.drift import exceeds
 from partitions.gate.key_traits import TRAITS
 from partitions.gate.row_rules import MOST_VALUES, Broken, RowRules, allowed_traits
 from partitions.gate.schema_edits import Edit
@@ -27,6 +28,10 @@ class _Case:
     @property
     def share(self) -> float:
         return self.broken.count / self.rows
+
+    def exceeds(self, allowed: float) -> bool:
+        """Whether that many rows are more than chance makes of the share allowed."""
+        return exceeds(self.broken.count, self.rows, allowed)
 
     @property
     def where(self) -> str:
@@ -73,7 +78,7 @@ def row_anomalies(rules: RowRules, rows: int) -> list[Anomaly]:
 
 def _missing(case: _Case) -> Anomaly | None:
     presence = case.column_rules.presence
-    if 1 - case.share >= presence:
+    if not case.exceeds(1 - presence):
         return None
     accepting = max(0.0, round(1 - rounded_up(case.share), 9))
     edit = Edit(("columns", case.column), "presence", accepting)
@@ -83,7 +88,7 @@ def _missing(case: _Case) -> Anomaly | None:
 
 def _mistyped(case: _Case) -> Anomaly | None:
     rules = case.column_rules
-    if case.share <= rules.mistyped:
+    if not case.exceeds(rules.mistyped):
         return None
     edit = Edit(("columns", case.column), "mistyped", min(1.0, rounded_up(case.share)))
     what = f"{case.column} does not read as a {rules.type} {case.where}"
@@ -117,7 +122,7 @@ def _listing(table: tuple[str, ...], rules: ColumnRules, broken: Broken) -> Edit
 
 def _future(case: _Case) -> Anomaly | None:
     allowed = case.column_rules.future
-    if allowed is None or case.share <= allowed:
+    if allowed is None or not case.exceeds(allowed):
         return None
     moment = moment_at(case.rules.as_of)
     what = f"{case.column} is after {moment:%Y-%m-%d %H:%M} UTC {case.where}"
@@ -137,7 +142,7 @@ def _values(case: _Case) -> Anomaly:
 def _broken(case: _Case) -> Anomaly | None:
     table = ("entities", case.subject) if case.subject else ("columns", case.column)
     allowed = case.rules.schema.at(table, "broken") or 0.0
-    if case.share <= allowed:
+    if not case.exceeds(allowed):
         return None
     what = (
         f"{case.column} is broken text {case.where}: control characters, or UTF-8 read in another "

@@ -112,10 +112,12 @@ def test_malformed_lines_are_counted_and_the_first_is_named(tmp_path: Path) -> N
     validation.validate(config, tmp_path, as_of=end_of(0))
     path = tmp_path / "data" / "part-0.tsv"
     lines = path.read_text().splitlines()
-    lines[7:7] = ["only\ttwo", "and\tthree\tcells"]
+    lines[7:7] = ["only\ttwo", "and\tthree\tcells"] * 10
     path.write_text("\n".join(lines) + "\n")
     report = validation.validate(config, tmp_path, as_of=end_of(0))
-    assert [(anomaly.name, anomaly.rows) for anomaly in report.anomalies] == [("malformed_rows", 2)]
+    assert [(anomaly.name, anomaly.rows) for anomaly in report.anomalies] == [
+        ("malformed_rows", 20)
+    ]
     assert report.anomalies[0].cells[0].row == 8
 
 
@@ -308,7 +310,8 @@ def test_json_lines_and_uris_are_read_too(tmp_path: Path) -> None:
     config = config_of(tmp_path, inputs=[{"path": path.as_uri(), "columns": columns}])
     assert validation.validate(config, tmp_path, as_of=end_of(0)).first_use
     assert validation.validate(config, tmp_path, as_of=end_of(0)).clean
-    lines[5] = lines[5].replace('"weight": ', '"weight": "much", "old": ')
+    for at in range(5, 20):
+        lines[at] = lines[at].replace('"weight": ', '"weight": "much", "old": ')
     path.write_text("\n".join(lines) + "\n")
     report = validation.validate(config, tmp_path, as_of=end_of(0))
     assert [anomaly.name for anomaly in report.anomalies] == ["malformed_rows"]

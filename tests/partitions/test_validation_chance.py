@@ -1,0 +1,90 @@
+"""No alarm on clean batches: both drawn from one distribution, the first inferred, the second
+checked against it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from partitions import validation
+from partitions.gate.anomalies import Report
+from partitions.gate.batch_rules import Reading
+from partitions.gate.data_files import Located
+from partitions.validation import Gate
+
+Draw = Callable[[np.random.Generator, int], dict[str, Any]]
+
+
+def pairs(draw: Draw, times: int, first: int, second: int, **gate: Any) -> list[list[str]]:
+    """What was alarming in each of `times` second batches."""
+    found = []
+    for seed in range(times):
+        rng = np.random.default_rng([seed, first, second])
+        old, new = (pa.record_batch(draw(rng, rows)) for rows in (first, second))
+        known = validation.check([Located("x", 0, old)], None, None, as_of=0, **gate)
+        report = validation.check(
+            [Located("x", 0, new)], known.schema, known.statistics, as_of=0, **gate
+        )
+        found.append([f"{anomaly.name}: {anomaly.what}" for anomaly in report.anomalies])
+    return found
+
+
+def alarms(found: list[list[str]]) -> list[str]:
+    return [names[0] for names in found if names]
+
+
+def rarely(value: str) -> Draw:
+    def draw(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+        cells = rng.integers(1, 10, rows).astype(str).astype(object)
+        cells[rng.random(rows) < 1 / 20_000] = value
+        keys = rng.integers(0, 1000, rows).astype(str)
+        return {"lhs": keys, "rhs": keys[::-1].copy(), "weight": pa.array(cells, pa.string())}
+
+    return draw
+
+
+@pytest.mark.parametrize("value", ["", "much"])
+@pytest.mark.parametrize("second", [2_000, 20_000, 200_000])
+def test_an_exception_that_the_first_batch_lacks_is_no_alarm(value: str, second: int) -> None:
+    times = 5 if second > 100_000 else 40
+    assert alarms(pairs(rarely(value), times, 20_000, second)) == []
+
+
+def with_cells(value: str, count: int) -> Report:
+    batch = {"weight": ["5"] * 20_000}
+    first = validation.check([Located("x", 0, pa.record_batch(batch))], None, None)
+    batch["weight"][:count] = [value] * count
+    second = [Located("x", 0, pa.record_batch(batch))]
+    return validation.check(second, first.schema, first.statistics)
+
+
+@pytest.mark.parametrize(("value", "name"), [("", "missing_values"), ("much", "mixed_types")])
+def test_exceptions_that_chance_does_not_explain_are_found(value: str, name: str) -> None:
+    assert with_cells(value, 3).clean
+    assert [anomaly.name for anomaly in with_cells(value, 20).anomalies] == [name]
+
+
+def test_a_missing_key_is_never_chance() -> None:
+    keys = [str(i) for i in range(1000)]
+    batch = pa.record_batch({"lhs": keys, "rhs": keys})
+    ends = {"r": ("a", "b")}
+    first = Gate(None, None, ends, 0)
+    first.add("x", 0, batch, "r")
+    known = first.finish()
+    second = Gate(known.schema, known.statistics, ends, 0)
+    second.add("x", 0, pa.record_batch({"lhs": ["", *keys[1:]], "rhs": keys}), "r")
+    assert [anomaly.name for anomaly in second.finish().anomalies] == ["missing_values"]
+
+
+@pytest.mark.parametrize(("malformed", "names"), [(3, []), (20, ["malformed_rows"])])
+def test_lines_that_are_no_rows_are_compared_with_chance(malformed: int, names: list[str]) -> None:
+    batch = pa.record_batch({"lhs": [str(i) for i in range(1000)] * 2})
+    first = Gate(None, None, {}, 0)
+    first.add("x", 0, batch)
+    known = first.finish()
+    second = Gate(known.schema, known.statistics, {}, 0)
+    second.add("x", 0, batch)
+    second.reading.merge(Reading(malformed=malformed))
+    assert [anomaly.name for anomaly in second.finish().anomalies] == names
