@@ -14,7 +14,7 @@ from partitions.errors import ConfigError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from partitions.gate.anomalies import Report
+    from partitions.gate.anomalies import Anomaly, Report
 
 Config = Annotated[Path, typer.Argument(help="TOML file with your settings.", show_default=False)]
 Overrides = Annotated[
@@ -122,13 +122,22 @@ def print_report(
     if accept and report.usable and not report.clean:
         line = f"validate: accepted, {schema} is edited; the next batch compares with this"
         console.print(escape(line), soft_wrap=True)
-    elif not report.clean and report.usable:
+    elif not report.clean and report.usable and report.edits:
         line = f"To accept them, write in {schema}, or use --accept:"
         console.print(escape(line), soft_wrap=True)
         for edit in report.edits:
             now = report.schema.at(edit.table, edit.key) if report.schema is not None else None
             was = "" if now is None else f"  # now {_short(now)}"
             console.print(escape(f"  {edit}{was}"), highlight=False, soft_wrap=True)
+    if any(map(_is_undeclared, report.anomalies)):
+        line = 'No schema can accept a relation that the config lacks: name it, or "*", in '
+        console.print(escape(f"{line}[graph.relations], or mend the data."), soft_wrap=True)
+
+
+def _is_undeclared(anomaly: "Anomaly") -> bool:
+    """An unknown relation comes with its table, unless the config does not know it either."""
+    named = any(edit.table[0] == "relations" for edit in anomaly.edits)
+    return anomaly.name == "unknown_relation" and not named
 
 
 def _short(value: object) -> str:

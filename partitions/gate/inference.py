@@ -17,6 +17,7 @@ from partitions.gate.column_statistics import (
     TimeStatistics,
     moment_at,
 )
+from partitions.gate.columns import KEY_COLUMNS
 from partitions.gate.data_schema import (
     ColumnRules,
     DataSchema,
@@ -24,7 +25,6 @@ from partitions.gate.data_schema import (
     GraphRules,
     RelationRules,
 )
-from partitions.gate.columns import KEY_COLUMNS
 from partitions.gate.drift import duplicate_share, most_likely
 from partitions.gate.key_traits import TRAITS
 from partitions.gate.row_rules import SENTINELS
@@ -204,8 +204,9 @@ def _relations(
         ends_of(endpoints, name) for name, own in statistics.relations.items() if own.self_loops
     }
     found = {}
-    if len(counts) > _MAX_RELATIONS and "*" in endpoints:
-        return {"*": RelationRules(lhs=endpoints["*"][0], rhs=endpoints["*"][1])}
+    star = _star(counts, endpoints)
+    if star and len(counts) > _MAX_RELATIONS:
+        return star
     for name, count in sorted(counts.items()):
         if (ends := ends_of(endpoints, name)) is None:
             continue
@@ -220,7 +221,18 @@ def _relations(
             # Where one relation of a type has loops, another may yet.
             self_loops=lhs != rhs or not often or ends in looping,
         )
-    return found
+    return found | star
+
+
+def _star(counts: Mapping[str, int], endpoints: Endpoints) -> dict[str, RelationRules]:
+    """What stands for relations yet unseen: none where the config lists all, or each came often
+    (Good and Turing: the share of the next batch's rows with a new one is that of those seen once).
+    """
+    types = {entity for name in counts for entity in ends_of(endpoints, name) or ()}
+    many = len(counts) > _MAX_RELATIONS or 1 in counts.values()
+    if not many or not types.issuperset(endpoints.get("*", ("",))):
+        return {}
+    return {"*": RelationRules(lhs=endpoints["*"][0], rhs=endpoints["*"][1])}
 
 
 def _upper(share: float) -> float:

@@ -88,3 +88,32 @@ def test_lines_that_are_no_rows_are_compared_with_chance(malformed: int, names: 
     second.add("x", 0, batch)
     second.reading.merge(Reading(malformed=malformed))
     assert [anomaly.name for anomaly in second.finish().anomalies] == names
+
+
+def tailed(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+    names = rng.zipf(1.7, rows)
+    return {
+        "lhs": rng.integers(0, 5_000, rows).astype(str),
+        "rel": np.char.add("r", np.minimum(names, 600).astype(str)),
+        "rhs": rng.integers(0, 5_000, rows).astype(str),
+    }
+
+
+def test_relations_too_rare_for_the_first_batch_are_no_alarm_where_any_may_come() -> None:
+    ends = {"*": ("entity", "entity")}
+    assert alarms(pairs(tailed, 8, 5_000, 5_000, endpoints=ends)) == []
+
+
+def test_relations_that_all_came_often_are_all_that_may_come() -> None:
+    def even(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+        return {**tailed(rng, rows), "rel": np.array(["r", "s"])[rng.integers(0, 2, rows)]}
+
+    ends = {"*": ("entity", "entity")}
+    batch = pa.record_batch(even(np.random.default_rng(1), 5_000))
+    known = validation.check([Located("x", 0, batch)], None, None, endpoints=ends)
+    assert known.schema is not None and set(known.schema.relations) == {"r", "s"}
+    new = pa.record_batch(
+        {**even(np.random.default_rng(2), 5_000), "rel": ["r", "s", "t"] * 1666 + ["r"] * 2}
+    )
+    report = validation.check([Located("x", 0, new)], known.schema, known.statistics)
+    assert report.anomalies[0].name == "unknown_relation"

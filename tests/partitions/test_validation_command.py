@@ -46,6 +46,23 @@ def command(*arguments: str) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+def test_a_relation_that_the_config_lacks_is_for_the_config(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "graph.toml").write_text(CONFIG)
+    put(tmp_path, SHOP.week(0, ROWS))
+    command("--as-of", "2026-01-07")
+    table = SHOP.week(0, ROWS)
+    some = pa.array(np.arange(ROWS) % 100 == 0)
+    rel = pa.compute.if_else(some, "wished", table["rel"])
+    put(tmp_path, table.set_column(1, "rel", rel))
+    code, text = command("--as-of", "2026-01-07")
+    assert code == 1 and "unknown_relation" in text
+    assert 'name it, or "*", in [graph.relations], or mend the data.' in text
+    assert "To accept them" not in text
+
+
 def test_the_command_tells_by_exit_code_and_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
