@@ -17,6 +17,7 @@ from partitions.gate.sketches import (
     bucket_of,
     count_bins,
     dense,
+    log2_of,
     mix_all,
     packed,
     sparse,
@@ -80,7 +81,20 @@ class NumberStatistics:
         bins = sorted(self.bins)
         counts = np.cumsum([self.bins[at] for at in bins])
         at = bins[int(np.searchsorted(counts, share * counts[-1]))]
-        return float(np.sign(at) * 2.0 ** ((abs(at) - 40_000 + 0.5) / 32)) if at else 0.0
+        return float(np.sign(at) * 2.0 ** log2_of(abs(at))) if at else 0.0
+
+    def largest(self, sign: int, share: float) -> tuple[int, float, float]:
+        """(how many, least log2 of their size, mean log2) of the largest numbers of that sign, a
+        share of all numbers, to the width of a bin; fewer where not so many have that sign."""
+        most = int(share * self.count)
+        many, total, least = 0, 0.0, 0.0
+        for at in sorted((at for at in self.bins if at * sign > 0), key=abs, reverse=True):
+            times = min(most - many, self.bins[at])
+            if times == 0:
+                break
+            least = log2_of(abs(at))
+            many, total = many + times, total + times * least
+        return many, least, total / max(many, 1)
 
     def as_json(self) -> dict[str, Any]:
         seen = bool(self.bins)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
+
 from partitions.gate.batch_rules import Reading, lag_days
 from partitions.gate.column_statistics import (
     DAY_S,
@@ -33,6 +35,8 @@ from partitions.gate.statistics import Endpoints, Statistics, ends_of
 _LIVE_DAYS = 7  # data that ends longer ago is history: how late it is says nothing
 _MAX_VALUES = 30
 _MAX_RELATIONS = 1000  # to list one by one
+_MANY_NUMBERS = 300  # fewer say nothing of how far others may go
+_TAIL = 0.05  # share of the numbers that tell how a tail goes on
 _OFTEN = 5  # times that each listed value must have been seen
 _OFTEN_RELATION = 1000  # edges without which its absence, or that of loops, may be chance
 _NOT_RARE = 0.005  # share of rows below which a kind of character or missing cells are an exception
@@ -129,16 +133,29 @@ def _number(found: NumberStatistics, table: tuple[str, ...], seen: Seen) -> dict
     rules: dict[str, Any] = {"distinct": _band(round(found.values.distinct))}
     if exact and len(distinct) <= _MAX_VALUES and min(distinct.values()) >= _OFTEN:
         return rules | {"values": list(distinct)}
-    # Room for rarer values: what was never negative stays so, each end may be four times as far, or
-    # farther where the tail is long: as far from the largest as that is from the 95th percentile.
+    if found.count < _MANY_NUMBERS:
+        return rules
     seen[*table, "min"], seen[*table, "max"] = f"{low:.6g}", f"{high:.6g}"
-    rules["min"] = 0.0 if low >= 0 else float(f"{_room(low, found.quantile(0.05)) * low:.3g}")
-    rules["max"] = float(f"{_room(high, found.quantile(0.95)) * high:.3g}") if high > 0 else 0.0
+    rules["min"] = 0.0 if low >= 0 else _end(found, -1)
+    rules["max"] = 0.0 if high <= 0 else _end(found, 1)
     return rules
 
 
-def _room(extreme: float, tail: float) -> float:
-    return max(4.0, extreme / tail) if extreme * tail > 0 else 4.0
+def _end(found: NumberStatistics, sign: int) -> float | None:
+    """How far numbers of one sign may go: four times as far as they went, or where the tail is long
+    as far as it leads. None where too few of them, or too wild ones, were seen to tell.
+
+    The tail is x_k (u / k)^(-1 / a), u of the rows beyond x, with the k = 5 % largest numbers and
+    1 / a = mean of ln(x / x_k) among them (Hill 1975), known to 1 / sqrt(k) of itself. So far that
+    0.01 numbers are expected beyond it in ten batches of this size.
+    """
+    k, start, mean = found.largest(sign, _TAIL)
+    if k < _MANY_NUMBERS * _TAIL:
+        return None
+    slope = (mean - start) * float(np.log(2)) * (1 + 2 / float(np.sqrt(k)))
+    farthest = max(abs(found.highest if sign > 0 else found.lowest), 1e-300)
+    end = max(float(np.log2(farthest)) + 2, start + slope * float(np.log2(10 * k / 0.01)))
+    return sign * float(f"{2.0**end:.3g}") if end < 1000 else None
 
 
 def _times(statistics: Statistics, name: str, table: tuple[str, ...], seen: Seen) -> dict[str, Any]:

@@ -252,6 +252,11 @@ def bins_of(values: NDArray[np.float64]) -> NDArray[np.int64]:
     return np.where(size == 0, 0, np.where(values > 0, up, -up))
 
 
+def log2_of(at: int) -> float:
+    """Of the middle of a bin of positive numbers."""
+    return (at - _BIN_ZERO + 0.5) / BINS_PER_OCTAVE
+
+
 def count_bins(into: Counter[int], bins: NDArray[np.int64]) -> None:
     if not len(bins):
         return

@@ -117,3 +117,30 @@ def test_relations_that_all_came_often_are_all_that_may_come() -> None:
     )
     report = validation.check([Located("x", 0, new)], known.schema, known.statistics)
     assert report.anomalies[0].name == "unknown_relation"
+
+
+TAILS: dict[str, Callable[[np.random.Generator, int], Any]] = {
+    "pareto 1": lambda rng, rows: rng.pareto(1, rows),
+    "pareto 0.5": lambda rng, rows: rng.pareto(0.5, rows),
+    "cauchy": lambda rng, rows: rng.standard_cauchy(rows),
+    "lognormal 3": lambda rng, rows: rng.lognormal(0, 3, rows),
+    "normal": lambda rng, rows: rng.normal(0, 1, rows),
+    "exponential": lambda rng, rows: rng.exponential(1, rows),
+    "uniform": lambda rng, rows: rng.uniform(-1, 1, rows),
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("rows", [30, 300, 3_000])
+def test_the_range_leaves_room_for_any_tail(tail: str, rows: int) -> None:
+    found = pairs(lambda rng, rows: {"x": TAILS[tail](rng, rows)}, 60, rows, rows)
+    assert alarms(found) == []
+
+
+@pytest.mark.parametrize("tail", ["exponential", "lognormal 3", "pareto 1"])
+def test_another_unit_is_found_whatever_the_tail(tail: str) -> None:
+    rng = np.random.default_rng(1)
+    old, new = (pa.record_batch({"x": TAILS[tail](rng, 3_000) * f}) for f in (1, 100))
+    known = validation.check([Located("x", 0, old)], None, None)
+    report = validation.check([Located("x", 0, new)], known.schema, known.statistics)
+    assert report.anomalies[0].name == "wrong_unit"
