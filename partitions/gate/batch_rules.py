@@ -9,7 +9,7 @@ from typing import Any
 from partitions.gate.anomalies import Anomaly, Cell, rounded_up
 from partitions.gate.column_statistics import DAY_S, TimeStatistics, last_whole_day, moment_at
 from partitions.gate.data_schema import ColumnRules, DataSchema
-from partitions.gate.drift import exceeds
+from partitions.gate.drift import duplicate_error, duplicate_share, exceeds
 from partitions.gate.schema_edits import Edit
 from partitions.gate.statistics import Endpoints, Statistics, ends_of
 
@@ -88,9 +88,10 @@ def _size(schema: DataSchema, statistics: Statistics) -> Iterator[Anomaly]:
         edit = Edit(("graph",), "rows", (min(low, rows), max(high, rows)))
         what = f"The batch has {rows:,} rows, expected {low:,} to {high:,}."
         yield Anomaly("row_count", what, rows, low if rows < low else high, edits=(edit,))
-    kept = statistics.row_sample
-    share = max(0.0, 1 - kept.distinct / rows) if rows else 0.0
-    if share > schema.graph.duplicates + (0 if kept.exact else 0.07):  # three standard errors
+    counts = statistics.row_sample.kept[1]
+    share = duplicate_share(counts)
+    error = 0.0 if statistics.row_sample.exact else duplicate_error(counts)
+    if share > schema.graph.duplicates + 4.5 * error:
         edit = Edit(("graph",), "duplicates", min(1.0, rounded_up(share)))
         what = f"{share:.1%} of the rows repeat an earlier one in every cell."
         yield Anomaly("duplicates", what, share, schema.graph.duplicates, edits=(edit,))

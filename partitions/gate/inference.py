@@ -27,7 +27,7 @@ from partitions.gate.data_schema import (
     GraphRules,
     RelationRules,
 )
-from partitions.gate.drift import duplicate_share, most_likely
+from partitions.gate.drift import duplicate_error, duplicate_share, most_likely
 from partitions.gate.key_traits import TRAITS
 from partitions.gate.row_rules import SENTINELS
 from partitions.gate.statistics import Endpoints, Statistics, ends_of
@@ -37,6 +37,8 @@ _MAX_VALUES = 30
 _MAX_RELATIONS = 1000  # to list one by one
 _MANY_NUMBERS = 300  # fewer say nothing of how far others may go
 _TAIL = 0.05  # share of the numbers that tell how a tail goes on
+_EXACT = 1000  # different values that every sketch counts exactly
+_SKETCH_ROOM = 1.25  # of two estimates: 4.5 standard errors of sqrt(2) 3.1 %
 _OFTEN = 5  # times that each listed value must have been seen
 _OFTEN_RELATION = 1000  # edges without which its absence, or that of loops, may be chance
 _NOT_RARE = 0.005  # share of rows below which a kind of character or missing cells are an exception
@@ -68,7 +70,11 @@ def infer(
 
 
 def _graph(statistics: Statistics, reading: Reading, seen: Seen) -> GraphRules:
-    duplicates = duplicate_share(statistics.row_sample.kept[1])
+    counts = statistics.row_sample.kept[1]
+    duplicates = duplicate_share(counts)
+    # A batch ten times as large repeats at most ten times the share: that of rows x of a cell that
+    # is drawn x times on average is (x - 1 + e^-x) / x, which is concave.
+    most = 10 * (duplicates + 4.5 * duplicate_error(counts))
     lines = statistics.rows + reading.malformed
     if reading.malformed:
         seen["graph", "malformed"] = f"{reading.malformed / lines:.2g}"
@@ -76,7 +82,7 @@ def _graph(statistics: Statistics, reading: Reading, seen: Seen) -> GraphRules:
     seen["graph", "duplicates"] = f"{duplicates:.4f}"
     return GraphRules(
         rows=(statistics.rows // 10, statistics.rows * 10),
-        duplicates=round(min(1.0, max(0.1, 5 * duplicates)), 3),
+        duplicates=round(min(1.0, max(0.1, most)), 3),
         malformed=_exceptions(reading.malformed, lines),
         final_newline=reading.text_files > 0 and not reading.cut_files,
     )
@@ -122,7 +128,9 @@ def _exceptions(count: int, rows: int) -> float:
 
 
 def _band(distinct: int) -> tuple[int, int]:
-    return (max(1, distinct // 10, min(distinct, 2)), 10 * distinct)
+    """A tenth to ten times; where counts may be estimates, with room for their errors."""
+    room = _SKETCH_ROOM if 10 * distinct > _EXACT else 1.0
+    return (max(1, int(distinct / (10 * room)), min(distinct, 2)), int(10 * distinct * room))
 
 
 def _number(found: NumberStatistics, table: tuple[str, ...], seen: Seen) -> dict[str, Any]:
@@ -192,7 +200,7 @@ def _entity(name: str, found: EndpointStatistics, seen: Seen) -> EntityRules:
     seen[*table, "count"] = f"{distinct:,}"
     seen[*table, "length"] = f"{found.lengths[0]} to {found.lengths[1]} bytes"
     rules: dict[str, Any] = {
-        "count": (distinct // 10, 10 * distinct),
+        "count": _band(distinct),
         "length": (1 if found.lengths[0] < 8 else found.lengths[0] // 2, 2 * found.lengths[1]),
         "broken": _exceptions(found.rows_with("broken"), found.rows),
     }

@@ -144,3 +144,35 @@ def test_another_unit_is_found_whatever_the_tail(tail: str) -> None:
     known = validation.check([Located("x", 0, old)], None, None)
     report = validation.check([Located("x", 0, new)], known.schema, known.statistics)
     assert report.anomalies[0].name == "wrong_unit"
+
+
+@pytest.mark.parametrize("factor", [0.1, 1, 10])
+def test_a_band_holds_from_a_tenth_to_ten_times(factor: float) -> None:
+    def draw(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+        cells = rng.integers(0, 40_000, rows)  # 2,000 rows: 2.5 % repeat one; 20,000: 21 %
+        return {"lhs": (cells // 200).astype(str), "rhs": (cells % 200).astype(str)}
+
+    def numbers(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+        return {"x": rng.normal(0, 1, rows)}
+
+    def keys(rng: np.random.Generator, rows: int) -> dict[str, Any]:
+        names = rng.integers(0, 10**9, rows).astype(str)
+        return {"lhs": names, "rhs": names[::-1].copy()}
+
+    second = int(2_000 * factor)
+    ends = {"": ("one", "other")}
+    assert alarms(pairs(numbers, 40, 2_000, second)) == []
+    assert alarms(pairs(keys, 20, 2_000, second, endpoints=ends)) == []
+    assert alarms(pairs(draw, 20, 2_000, second, endpoints=ends)) == []
+    assert alarms(pairs(draw, 5, 20_000, int(20_000 * factor), endpoints=ends)) == []
+
+
+def test_tenfold_rows_are_found_where_some_repeat_anyway() -> None:
+    def draw(rng: np.random.Generator, rows: int) -> pa.RecordBatch:
+        return pa.record_batch({"x": rng.integers(0, 40_000, rows).astype(str)})
+
+    rng = np.random.default_rng(1)
+    known = validation.check([Located("x", 0, draw(rng, 5_000))], None, None)
+    tenfold = pa.concat_batches([draw(rng, 500)] * 10)
+    report = validation.check([Located("x", 0, tenfold)], known.schema, known.statistics)
+    assert report.anomalies[0].name == "duplicates"
