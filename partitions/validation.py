@@ -165,7 +165,7 @@ class Gate:
         if self.fatal:
             return self._report(tuple(self.fatal), None)
         found, self._seen = infer(self.statistics, self._ends(), self.reading)
-        notes = tuple(doubts(self.statistics, found))
+        notes = tuple(doubts(self.statistics, found, self.reading))
         return self._report((), found, first_use=True, notes=notes)
 
     def _checked(self, schema: DataSchema) -> Report:

@@ -99,7 +99,7 @@ def _size(schema: DataSchema, statistics: Statistics) -> Iterator[Anomaly]:
 
 def _columns(schema: DataSchema, statistics: Statistics) -> Iterator[Anomaly]:
     for name, kind in statistics.kinds.items():
-        if name not in schema.columns:
+        if name not in schema.columns and statistics.missing[name] < statistics.rows:
             yield Anomaly(
                 "new_column",
                 f"The data has a column {name} that the schema does not know.",

@@ -5,7 +5,7 @@ where none was rare, bands leave room for batches ten times smaller or larger. O
 bake its fault in, so `doubts` says what already looks wrong.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -41,6 +41,7 @@ _EXACT = 1000  # different values that every sketch counts exactly
 _SKETCH_ROOM = 1.25  # of two estimates: 4.5 standard errors of sqrt(2) 3.1 %
 _OFTEN = 5  # times that each listed value must have been seen
 _OFTEN_RELATION = 1000  # edges without which its absence, or that of loops, may be chance
+_MOST_FAULTS = 0.05  # share of rows that a schema may let be no good, unless a person says so
 _NOT_RARE = 0.005  # share of rows below which a kind of character or missing cells are an exception
 
 Seen = dict[tuple[str, ...], str]
@@ -83,7 +84,7 @@ def _graph(statistics: Statistics, reading: Reading, seen: Seen) -> GraphRules:
     return GraphRules(
         rows=(statistics.rows // 10, statistics.rows * 10),
         duplicates=round(min(1.0, max(0.1, most)), 3),
-        malformed=_exceptions(reading.malformed, lines),
+        malformed=_faults(reading.malformed, lines),
         final_newline=reading.text_files > 0 and not reading.cut_files,
     )
 
@@ -96,7 +97,7 @@ def _column(name: str, statistics: Statistics, seen: Seen) -> ColumnRules:
     rules: dict[str, Any] = {
         "type": kind,
         "presence": _presence(missing, rows, part),
-        "mistyped": 0.0 if part and not mistyped else _exceptions(mistyped, rows),
+        "mistyped": 0.0 if part and not mistyped else _faults(mistyped, rows),
     }
     if missing:
         seen[*table, "presence"] = f"{1 - missing / rows:.4f}"
@@ -118,13 +119,20 @@ def _column(name: str, statistics: Statistics, seen: Seen) -> ColumnRules:
 
 def _presence(missing: int, rows: int, part: bool) -> float:
     if not missing:
-        return 1.0 if part else 1 - _exceptions(0, rows)
+        return 1.0 if part else round(1 - _exceptions(0, rows), 9)
+    if part:
+        return round(1 - _faults(missing, rows), 9)
     return round(max(0.0, 1 - 1.5 * missing / rows - 0.02 - 4 / rows), 3)
 
 
 def _exceptions(count: int, rows: int) -> float:
     """The largest share to allow of what so many rows showed."""
     return float(f"{min(1.0, max(2 * count / rows, most_likely(count, rows))):.3g}")
+
+
+def _faults(count: int, rows: int) -> float:
+    """The same for what the import takes no row with: more is no rule, whatever a batch has."""
+    return min(_MOST_FAULTS, _exceptions(count, rows))
 
 
 def _band(distinct: int) -> tuple[int, int]:
@@ -267,9 +275,12 @@ def _upper(share: float) -> float:
 # --- what already looks wrong -------------------------------------------------------------------
 
 
-def doubts(statistics: Statistics, schema: DataSchema) -> list[str]:
+_UNREADABLE = "import refuses such rows, or leaves them out with graph.skip_bad"
+
+
+def doubts(statistics: Statistics, schema: DataSchema, reading: Reading) -> list[str]:
     """Sentences about the first batch that a person should answer before trusting the schema."""
-    found = []
+    found = [*_lost(statistics, reading)]
     for name, rules in schema.columns.items():
         if statistics.mistyped[name]:
             found.append(
@@ -294,6 +305,20 @@ def doubts(statistics: Statistics, schema: DataSchema) -> list[str]:
     if duplicates > 0.05:
         found.append(f"{duplicates:.1%} of the rows repeat an earlier one in every cell.")
     return found
+
+
+def _lost(statistics: Statistics, reading: Reading) -> Iterator[str]:
+    """What is not there: lines that are no rows, cells without a value."""
+    if reading.malformed:
+        share = reading.malformed / (statistics.rows + reading.malformed)
+        first = f" (first: {reading.malformed_cell})" if reading.malformed_cell else ""
+        yield f"{share:.1%} of the lines are no rows{first}: {_UNREADABLE}."
+    for name in statistics.kinds:
+        missing = statistics.missing[name]
+        if missing and name in (*KEY_COLUMNS, "rel"):
+            yield f"{missing:,} rows have no {name}: {_UNREADABLE}."
+        elif missing > _MOST_FAULTS * statistics.rows:
+            yield f"{missing / statistics.rows:.1%} of {name} are missing."
 
 
 def _number_doubts(name: str, number: NumberStatistics) -> list[str]:

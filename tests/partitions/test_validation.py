@@ -12,6 +12,7 @@ from partitions import readers, sources, validation
 from partitions.config import GraphConfig
 from partitions.errors import ConfigError, DataError
 from partitions.gate import data_schema, statistics
+from partitions.gate.anomalies import Report
 from partitions.gate.data_files import Located
 from partitions.validation import Gate
 from scripts import event_log
@@ -353,3 +354,48 @@ def test_gate_of_an_import_takes_what_the_importer_reads(tmp_path: Path) -> None
     report = gate.finish()
     assert report.clean, [anomaly.what for anomaly in report.anomalies]
     assert report.rows == ROWS
+
+
+# --- what a first batch must not pass off as the rule ---------------------------------------------
+
+
+def first_of(folder: Path, name: str, text: str, *columns: str) -> Report:
+    (folder / "data").mkdir()
+    (folder / "data" / name).write_text(text)
+    inputs = [{"path": name, "columns": {c: c for c in columns}, "relation": "bought"}]
+    return validation.validate(config_of(folder, inputs=inputs, skip_bad=True), folder)
+
+
+def test_lines_that_are_no_rows_are_said_and_no_rule(tmp_path: Path) -> None:
+    rows = ["lhs\trhs", *(f"u{i}\titem-{i}" for i in range(14)), "u3", "u4"]
+    report = first_of(tmp_path, "ragged.tsv", "\n".join(rows) + "\n", "lhs", "rhs")
+    (note,) = [note for note in report.notes if "no rows" in note]
+    assert note.startswith("12.5% of the lines are no rows")
+    assert "ragged.tsv" in note and "import refuses" in note
+    assert report.schema is not None and report.schema.graph.malformed <= 0.05
+
+
+def test_missing_cells_are_said(tmp_path: Path) -> None:
+    rows = ["lhs\trhs\tweight", *(f"u{i}\titem-{i}\t{'' if i % 2 else 5}" for i in range(100))]
+    rows += ["\titem-3\t1"] * 20
+    report = first_of(tmp_path, "half.tsv", "\n".join(rows) + "\n", "lhs", "rhs", "weight")
+    assert "41.7% of weight are missing." in report.notes
+    (note,) = [note for note in report.notes if "no lhs" in note]
+    assert note.startswith("20 rows have no lhs: import refuses")
+    assert report.schema is not None and report.schema.columns["lhs"].presence >= 0.95
+
+
+def test_a_column_without_any_value_is_said_and_no_news_next_time(tmp_path: Path) -> None:
+    rows = ["lhs\trhs\tweight", *(f"u{i}\titem-{i}\t" for i in range(100))]
+    report = first_of(tmp_path, "none.tsv", "\n".join(rows) + "\n", "lhs", "rhs", "weight")
+    assert "100.0% of weight are missing." in report.notes
+    batch = pa.record_batch(
+        {
+            "lhs": [f"u{i}" for i in range(100)],
+            "rhs": [f"item-{i}" for i in range(100)],
+            "weight": [""] * 100,
+        }
+    )
+    gate = Gate(report.schema, report.statistics, ENDPOINTS)
+    gate.add("x", 0, batch, "bought")
+    assert gate.finish().clean
