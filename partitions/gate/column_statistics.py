@@ -200,7 +200,7 @@ class EndpointStatistics:
         self, keys: Keys, rows: NDArray[np.int64], at: NDArray[np.int64], counts: NDArray[np.int64]
     ) -> None:
         """Note the keys of large buckets of this chunk, with a lower bound of their counts."""
-        for bucket in np.argsort(counts)[-2:].tolist():
+        for bucket in np.argsort(counts)[-8:].tolist():
             if counts[bucket] < max(20, 0.02 * len(rows)):
                 continue
             inside = rows[at == bucket]

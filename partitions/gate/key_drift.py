@@ -9,14 +9,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from partitions.gate import drift
 from partitions.gate.anomalies import Distance
 from partitions.gate.column_statistics import EndpointStatistics
 from partitions.gate.columns import KEY_COLUMNS
 from partitions.gate.data_schema import Thresholds
-from partitions.gate.sketches import KeySample
+from partitions.gate.sketches import KeySample, bucket_of
 from partitions.gate.statistics import Endpoints, RelationStatistics, Statistics, ends_of
+from partitions.hashing import hash_keys
 
 _FEW = 50  # rows of a relation that nothing can be seen in
 _ERRORS = 4.5  # standard errors that chance does not pass
@@ -82,8 +84,8 @@ def _hub(
     at = int(np.argmax(np.abs(q - p)))
     rises = q[at] > p[at]
     both = (p * old.rows + q * new.rows) / (old.rows + new.rows)
-    named = new.hubs.most_common(1)
-    who = f" ({named[0][0]!r} leads)" if named and rises else ""
+    name = _hub_of(new, at)
+    who = f" ({name!r} leads)" if name is not None and rises else ""
     return Distance(
         "hub_explosion" if rises else "key_drift",
         f"largest change of one key's share, {about['column']} of {about['relation']}",
@@ -94,6 +96,13 @@ def _hub(
         detail=f"from {p[at]:.2%} to {q[at]:.2%}{who}",
         **about,
     )
+
+
+def _hub_of(found: EndpointStatistics, bucket: int) -> str | None:
+    """The largest key of a bucket, where it was noted."""
+    names = [name for name, _ in found.hubs.most_common()]
+    buckets = bucket_of(hash_keys(pa.array(names, pa.large_string()))).tolist()
+    return next((n for n, at in zip(names, buckets, strict=True) if at == bucket), None)
 
 
 # --- keys that the last batch lacks -------------------------------------------------------------

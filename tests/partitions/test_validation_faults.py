@@ -14,7 +14,7 @@ from partitions import validation
 from partitions.config import SourceConfig
 from partitions.gate import data_schema, schema_edits
 from partitions.gate.anomalies import Report
-from partitions.gate.data_files import Input
+from partitions.gate.data_files import Input, Located
 from partitions.gate.statistics import Statistics
 from partitions.validation import Gate
 from scripts import event_log
@@ -25,6 +25,9 @@ SHOPS = {
     "names": Shop(num_users=4_000, num_items=1_000),
     "plain numbers": Shop(num_users=4_000, num_items=1_000, plain=True),
 }
+
+
+ENDS = {"saw": ("user", "item")}
 
 
 def check(table: pa.Table, week: int, known: tuple[data_schema.DataSchema, Statistics]) -> Report:
@@ -189,6 +192,23 @@ def test_one_late_feed_of_three_is_found() -> None:
     report = check(table.filter(pa.array(~(last & bought))), 3, first_week("names"))
     assert [anomaly.name for anomaly in report.anomalies] == ["late_data"]
     assert report.anomalies[0].relation == "bought"
+
+
+def test_the_hub_that_grew_is_named_and_not_the_largest() -> None:
+    def batch(seed: int, hub: float) -> pa.RecordBatch:
+        rng = np.random.default_rng(seed)
+        ids = np.where(rng.random(20_000) < 0.2, 7, rng.integers(10, 5_000, 20_000))
+        ids[rng.random(20_000) < hub] = 1
+        keys = pa.array([f"item-{i}" for i in range(5_000)])
+        users = pa.array([f"u{i}" for i in rng.integers(0, 9_000, 20_000)])
+        return pa.record_batch({"lhs": users, "rhs": keys.take(pa.array(ids))})
+
+    first = validation.check([Located("x", 0, batch(1, 0), "saw")], None, None, endpoints=ENDS)
+    report = validation.check(
+        [Located("x", 0, batch(2, 0.12), "saw")], first.schema, first.statistics, endpoints=ENDS
+    )
+    assert report.anomalies[0].name == "hub_explosion"
+    assert "'item-1' leads" in report.anomalies[0].what
 
 
 def test_self_loops_are_found_where_both_ends_are_of_one_type() -> None:
