@@ -161,8 +161,8 @@ class TimeStatistics:
 class EndpointStatistics:
     """The keys on one side of one relation: how many, how often each, and how they are spelt."""
 
-    def __init__(self) -> None:
-        self.sample = KeySample()
+    def __init__(self, sample_size: int = 2048) -> None:
+        self.sample = KeySample(sample_size)
         self.buckets = np.zeros(NUM_BUCKETS, np.int64)
         self.traits: Counter[int] = Counter()  # which TRAITS occur together -> rows
         self.lengths = (1 << 40, 0)
@@ -180,10 +180,10 @@ class EndpointStatistics:
         self._spell(
             (int(lengths.min()), int(lengths.max())), keys.text[int(rows[0])].as_py().encode()
         )
-        data, starts = keys.slices
-        prefix = np.frombuffer(self.prefix or b"", np.uint8)
-        shared = shares_prefix(data, starts, rows, prefix, np.empty(len(rows), bool))
-        self.prefix = (self.prefix or b"")[:shared]
+        if self.prefix:
+            prefix = np.frombuffer(self.prefix, np.uint8)
+            shared = shares_prefix(*keys.slices, rows, prefix, np.empty(len(rows), bool))
+            self.prefix = self.prefix[:shared]
         self._name_hubs(keys, rows, at, counts)
 
     def _spell(self, lengths: tuple[int, int], prefix: bytes) -> None:
@@ -200,9 +200,8 @@ class EndpointStatistics:
         self, keys: Keys, rows: NDArray[np.int64], at: NDArray[np.int64], counts: NDArray[np.int64]
     ) -> None:
         """Note the keys of large buckets of this chunk, with a lower bound of their counts."""
-        for bucket in np.argsort(counts)[-8:].tolist():
-            if counts[bucket] < max(20, 0.02 * len(rows)):
-                continue
+        large = np.flatnonzero(counts >= max(20, 0.02 * len(rows)))
+        for bucket in large[np.argsort(counts[large])][-8:].tolist():
             inside = rows[at == bucket]
             _, first, times = np.unique(keys.hashes[inside], return_index=True, return_counts=True)
             top = int(np.argmax(times))

@@ -9,6 +9,7 @@ from its first cell to its last is a number too. A cell is missing (null, empty,
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -33,12 +34,12 @@ class Keys:
     hashes: NDArray[np.uint64]
     traits: NDArray[np.uint16]  # bits of sketches.TRAITS that occur in the key
 
-    @property
+    @cached_property  # for a thousand relations, each with some of the rows
     def lengths(self) -> NDArray[np.int64]:
         """Bytes of each key."""
         return np.diff(_offsets(self.text))
 
-    @property
+    @cached_property
     def slices(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         data = self.text.buffers()[2]
         bytes_ = np.frombuffer(data, np.uint8) if data is not None else np.empty(0, np.uint8)

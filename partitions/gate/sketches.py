@@ -110,6 +110,17 @@ class KeySample:
         if not other.exact:  # what it left out, this sample leaves out as well
             self._limit, self._cut = min(self._limit, hashes[-1]), True
 
+    def shrink(self, size: int) -> None:
+        """Keep as if `size` had been this from the start; a larger one changes nothing."""
+        if size >= self.size:
+            return
+        hashes, counts = self._sorted()
+        if len(hashes) > size:
+            self._limit, self._cut = hashes[size - 1], True
+        self.size, self._used = size, 0
+        self._keys, self._counts = np.zeros(64, np.uint64), np.zeros(64, np.int64)
+        self.add(hashes[:size], counts[:size])
+
     def _sorted(self) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
         filled = np.flatnonzero(self._counts)
         filled = filled[np.argsort(self._keys[filled])]

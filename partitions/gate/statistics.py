@@ -6,7 +6,8 @@ timestamps and degrees are kept per relation, so that one broken feed of ten doe
 mean: the relations with the smallest hashes have their own statistics, up to MAX_RELATIONS, the
 others share one. A table of features, without lhs and rhs, is one group without a name.
 
-Memory: at most 140 kB a relation and side, plus 100 kB a column, whatever the number of rows.
+Memory: at most 140 kB a relation and side, 45 kB where there are more than 64 relations, plus
+100 kB a column, whatever the number of rows.
 """
 
 from collections import Counter
@@ -34,6 +35,8 @@ Endpoints = Mapping[str, tuple[str, str]]  # relation, or "*" for any -> types o
 
 FORMAT_VERSION = 1
 MAX_RELATIONS = 256
+MANY_RELATIONS = 64  # more than so many keep fewer keys each
+_FEWER_KEYS = 512
 DAY_S = 86_400
 _PREFIX_BYTES = 24
 _DAYS = 100_000  # timestamps beyond 1970 +- 273 years count as the last such day
@@ -49,11 +52,22 @@ class RelationStatistics:
     sides: dict[str, EndpointStatistics] = field(default_factory=dict)
     numbers: dict[str, NumberStatistics] = field(default_factory=dict)
     times: dict[str, TimeStatistics] = field(default_factory=dict)
+    sample_size: int = 2048  # keys kept a side
+
+    def shrink(self, sample_size: int) -> None:
+        self.sample_size = sample_size
+        for side in self.sides.values():
+            side.sample.shrink(sample_size)
+
+    def _side(self, name: str) -> EndpointStatistics:
+        if name not in self.sides:
+            self.sides[name] = EndpointStatistics(self.sample_size)
+        return self.sides[name]
 
     def add(self, chunk: Chunk, rows: NDArray[np.int64], as_of: int) -> None:
         self.rows += len(rows)
         for side, keys in chunk.keys.items():
-            self.sides.setdefault(side, EndpointStatistics()).add(keys, rows)
+            self._side(side).add(keys, rows)
         for name, values in chunk.numbers.items():
             self.numbers.setdefault(name, NumberStatistics()).add(values[rows])
         for name, seconds in chunk.timestamps.items():
@@ -66,7 +80,7 @@ class RelationStatistics:
         self.rows += other.rows
         self.self_loops += other.self_loops
         for side, endpoint in other.sides.items():
-            self.sides.setdefault(side, EndpointStatistics()).merge(endpoint)
+            self._side(side).merge(endpoint)
         for name, number in other.numbers.items():
             self.numbers.setdefault(name, NumberStatistics()).merge(number)
         for name, times in other.times.items():
@@ -106,6 +120,7 @@ class Statistics:
         self.others: RelationStatistics | None = None  # relations beyond MAX_RELATIONS, together
         self._largest_hash = 2**64 - 1  # of a relation that still has its own statistics
         self.row_sample = KeySample()
+        self._sample_size = 2048  # keys kept of each side of a relation
 
     def meet(self, name: str, kind: Kind) -> None:
         """Know one more column, which the rows so far had no value of."""
@@ -143,19 +158,23 @@ class Statistics:
         return self.categories.setdefault(name, CategoryCounts())
 
     def _own(self, name: str) -> RelationStatistics:
-        return self.relations.setdefault(name, RelationStatistics())
+        return self.relations.setdefault(name, RelationStatistics(sample_size=self._sample_size))
 
     def _rest(self) -> RelationStatistics:
         if self.others is None:
-            self.others = RelationStatistics()
+            self.others = RelationStatistics(sample_size=self._sample_size)
         return self.others
 
     def _make_room(self, new: Mapping[str, int]) -> None:
         """Let the relations of the largest hashes join the others, if with the new ones, given
-        with their hashes, there are too many."""
+        with their hashes, there are too many. Where there are many, each keeps fewer keys."""
         names = list(self.relations)
         known = hash_keys(pa.array(names, pa.large_string())).tolist()
         hashes = {**dict(zip(names, known, strict=True)), **new}
+        if len(hashes) > MANY_RELATIONS and self._sample_size > _FEWER_KEYS:
+            self._sample_size = _FEWER_KEYS
+            for relation in self._all():
+                relation.shrink(_FEWER_KEYS)
         near = sorted(h for h in hashes.values() if h <= self._largest_hash)
         if len(near) > MAX_RELATIONS:
             self._largest_hash = near[MAX_RELATIONS - 1]

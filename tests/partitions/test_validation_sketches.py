@@ -55,6 +55,13 @@ def test_halves_of_a_sample_merge_to_the_whole(hashes: list[int], cut: int) -> N
     assert again.as_json() == left.as_json()
 
 
+@given(st.lists(st.integers(0, 2**64 - 1), max_size=60), st.integers(2, 20))
+def test_a_shrunk_sample_is_as_if_it_had_always_been_so_small(hashes: list[int], size: int) -> None:
+    shrunk, small = sample_of(hashes, 24), sample_of(hashes, size)
+    shrunk.shrink(size)
+    assert shrunk.as_json() == small.as_json()
+
+
 @given(st.sets(st.integers(0, 2**64 - 1), min_size=17, max_size=40), st.integers(0, 3))
 def test_an_overfull_sample_stays_inexact_in_a_merge(hashes: set[int], few: int) -> None:
     ordered = sorted(hashes)

@@ -73,6 +73,26 @@ def test_relations_beyond_the_limit_share_their_statistics(found: list[Row], cut
     assert sum(r.rows for r in whole.relations.values()) + others == len(complete)
 
 
+@given(st.lists(row, max_size=40), st.integers(0, 40), st.sampled_from([1, 2, 3]))
+@settings(max_examples=60)
+def test_many_relations_keep_fewer_keys_in_any_order(found: list[Row], cut: int, many: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statistics, "MAX_RELATIONS", 3)
+        patch.setattr(statistics, "MANY_RELATIONS", many)
+        patch.setattr(statistics, "_FEWER_KEYS", 2)
+        whole = statistics_of(found, 7)
+        left, right = statistics_of(found[:cut], 5), statistics_of(found[cut:])
+        right.merge(left)
+        assert right == whole
+        assert statistics_of(found[::-1], 3) == whole
+        again = Statistics.from_json(json.loads(json.dumps(left.as_json())))
+        again.merge(statistics_of(found[cut:], 2))
+        assert again == whole
+    names = {r[1] for r in found if all(r[:3])}
+    kept = [len(s.sample.kept[0]) for r in whole.relations.values() for s in r.sides.values()]
+    assert len(names) <= many or max(kept) <= 2
+
+
 def test_ten_thousand_relations_are_bounded_and_quick() -> None:
     names = pa.array([f"r{i % 10_000}" for i in range(20_000)])
     keys = pa.array([f"k{i}" for i in range(20_000)])
