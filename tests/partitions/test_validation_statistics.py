@@ -202,6 +202,29 @@ def test_other_columns_go_by_their_type() -> None:
         kinds_of(pa.record_batch({"lists": pa.array([[1]])}))
 
 
+def test_a_flipped_bit_in_the_file_of_statistics_is_found(tmp_path: Path) -> None:
+    made = statistics_of([(f"a{i}", "r", f"b{i % 7}", 0.1, 5, "x") for i in range(20)])
+    path = tmp_path / "statistics.json"
+    statistics.write(path, made)
+    whole = path.read_bytes()
+    for at in range(0, len(whole) - 1, 13):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        try:
+            assert statistics.read(path) == made  # a blank between two values may change
+        except DataError as error:
+            assert "statistics.json" in str(error) and "Delete it" in str(error)
+
+
+def test_a_file_of_statistics_from_before_digests_is_read(tmp_path: Path) -> None:
+    made = statistics_of([("a", "r", "b", 0.1, 5, "x")])
+    path = tmp_path / "statistics.json"
+    path.write_text(json.dumps(made.as_json()))
+    assert statistics.read(path) == made
+    path.write_text(json.dumps({**made.as_json(), "dihest": "a"}))
+    with pytest.raises(DataError, match="was altered"):
+        statistics.read(path)
+
+
 def test_file_of_statistics_reads_back_and_says_when_it_is_broken(tmp_path: Path) -> None:
     made = statistics_of([("a", "r", "b", 0.1, 5, "x"), ("a", "s", "é", None, None, None)])
     made.as_of = 7
