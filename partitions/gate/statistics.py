@@ -10,6 +10,8 @@ Memory: at most 140 kB a relation and side, 45 kB where there are more than 64 r
 100 kB a column, whatever the number of rows.
 """
 
+import hashlib
+import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -270,7 +272,13 @@ def ends_of(endpoints: Endpoints, relation: str) -> tuple[str, str] | None:
 
 
 def write(path: Path, statistics: Statistics) -> None:
-    durable.write_json(path, statistics.as_json())
+    value = statistics.as_json()
+    durable.write_json(path, {**value, "digest": _digest(value)})
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    """SHA-256 of the file without it, so that no altered figure is taken for a measured one."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def read(path: Path) -> Statistics:
@@ -280,10 +288,16 @@ def read(path: Path) -> Statistics:
         raise DataError(
             f"{path} is of format {version}, this program reads {FORMAT_VERSION}. {_REMEDY}"
         )
+    digest = value.pop("digest", None)  # files from before it have none
     try:
-        return Statistics.from_json(value)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if digest not in (None, _digest(value)):
+            raise ValueError("its digest is another")
+        found = Statistics.from_json(value)
+        if digest is None and value.keys() != found.as_json().keys():
+            raise ValueError("its keys are others")
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path} was altered: {error!r}. {_REMEDY}") from None
+    return found
 
 
 def _hash_rows(chunk: Chunk, rel: NDArray[np.uint64]) -> NDArray[np.uint64]:
