@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from partitions.gate.anomalies import Anomaly, Report
 
+_TABLE_WIDTH = 120  # columns of a terminal in which a table of distances cuts nothing
+
 Config = Annotated[Path, typer.Argument(help="TOML file with your settings.", show_default=False)]
 Overrides = Annotated[
     list[str] | None,
@@ -149,10 +151,22 @@ def _print_distances(console: "Console", report: "Report") -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="Against the last good batch, nearest to its limit first")
+    title = "Against the last good batch, nearest to its limit first"
+    nearest = sorted(report.distances, key=lambda d: -d.excess / max(d.limit, 1e-9))
+    if not console.is_terminal or console.width < _TABLE_WIDTH:
+        console.print(f"{title}:")
+        for d in nearest:
+            figures = f"observed {d.observed:.4g}, expected {d.expected:.4g}, "
+            limits = f"threshold {d.threshold:.4g}, noise {d.noise:.4g}"
+            part = f"{d.excess / max(d.limit, 1e-9):.0%} of its limit"
+            line = f"{d.name}: {d.what}: {figures}{limits}: {part}"
+            console.print(escape(line), highlight=False, soft_wrap=True)
+        return
+    table = Table(title=title)
     for column in ("check", "of", "observed", "expected", "threshold", "noise", "of limit"):
-        table.add_column(column, justify="left" if column in ("check", "of") else "right")
-    for d in sorted(report.distances, key=lambda d: -d.excess / max(d.limit, 1e-9)):
-        figures = [f"{v:.4g}" for v in (d.observed, d.expected, d.threshold, d.noise)]
-        table.add_row(d.name, escape(d.what), *figures, f"{d.excess / max(d.limit, 1e-9):.0%}")
+        words = column in ("check", "of")
+        table.add_column(column, justify="left" if words else "right", no_wrap=column != "of")
+    for d in nearest:
+        cells = [f"{v:.4g}" for v in (d.observed, d.expected, d.threshold, d.noise)]
+        table.add_row(d.name, escape(d.what), *cells, f"{d.excess / max(d.limit, 1e-9):.0%}")
     console.print(table)

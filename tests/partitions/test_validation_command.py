@@ -37,10 +37,10 @@ columns = { lhs = "lhs", rel = "rel", rhs = "rhs", weight = "weight", timestamp 
 """
 
 
-def command(*arguments: str) -> tuple[int, str]:
+def command(*arguments: str, columns: str = "120") -> tuple[int, str]:
     app = typer.Typer()
     app.command()(commands.validate)
-    done = CliRunner().invoke(app, ["graph.toml", *arguments], env={"COLUMNS": "120"})
+    done = CliRunner().invoke(app, ["graph.toml", *arguments], env={"COLUMNS": columns})
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         return 2, str(done.exception)  # as partitions.cli does
     return done.exit_code, done.output
@@ -61,6 +61,24 @@ def test_a_relation_that_the_config_lacks_is_for_the_config(
     assert code == 1 and "unknown_relation" in text
     assert 'name it, or "*", in [graph.relations], or mend the data.' in text
     assert "To accept them" not in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_distances_are_whole_lines_where_a_table_has_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "graph.toml").write_text(CONFIG)
+    put(tmp_path, SHOP.week(0, ROWS))
+    command("--as-of", "2026-01-07")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    code, text = command("--as-of", "2026-01-07", "--distances", columns="80")
+    lines = [line for line in text.splitlines() if "number_drift" in line]
+    assert code == 0 and len(lines) == 3
+    (bought,) = [line for line in lines if "weight of bought" in line]
+    assert bought.startswith("number_drift: distribution of weight of bought: observed 0, expected")
+    assert bought.endswith("0% of its limit")
 
 
 def test_the_command_tells_by_exit_code_and_table(
