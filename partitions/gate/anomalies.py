@@ -25,7 +25,10 @@ class Cell:
 
     def __str__(self) -> str:
         value = self.value if len(self.value) <= 40 else f"{self.value[:37]}..."
-        return f"{self.file} row {self.row:,}: {value!r}" if self.row else self.file
+        if not self.row:
+            return self.file
+        shown = f": {value!r}" if value else ""  # of an empty cell, or one that no column holds
+        return f"{self.file} row {self.row:,}{shown}"
 
 
 @dataclass(frozen=True)

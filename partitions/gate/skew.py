@@ -8,6 +8,7 @@ distribution does not.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ from partitions.gate.data_schema import ColumnRules, Thresholds
 from partitions.gate.statistics import Statistics
 
 _EXAMPLES = 3
+
+Rows: TypeAlias = pa.Table | pa.RecordBatch | Iterable[pa.RecordBatch]
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,16 @@ class ColumnDifference:
 
 
 def differing(
-    training: Iterable[pa.RecordBatch], serving: pa.Table, key: str, tolerance: float = 0.0
+    training: Rows, serving: Rows, key: str, tolerance: float = 0.0
 ) -> dict[str, ColumnDifference]:
     """Feature -> how many rows of the same key differ.
 
-    serving: a sample of logged rows, held in memory; training streams. Keys must be unique in each.
+    Each is a table, a batch or batches. serving: a sample of logged rows, held in memory; training
+    streams. Keys must be unique in each.
     tolerance: of numbers, relative to the larger one; 0 asks for equality. Two missing cells are
     equal.
     """
+    serving = _table_of(serving)
     if key not in serving.column_names:
         hint = did_you_mean(key, serving.column_names)
         raise DataError(f"The serving log has no column {key} to join by. {hint}")
@@ -73,7 +78,7 @@ def differing(
         raise DataError(f"The serving log has the same {key} twice: log one row an event.")
     names = [name for name in serving.column_names if name != key]
     found = {name: ColumnDifference() for name in names}
-    for batch in training:
+    for batch in _batches_of(training):
         if key not in batch.schema.names:
             hint = did_you_mean(key, batch.schema.names)
             raise DataError(f"The training rows have no column {key} to join by. {hint}")
@@ -86,6 +91,21 @@ def differing(
                 theirs = matched.column(name).combine_chunks()
                 _count(found[name], ours.column(key), ours.column(name), theirs, tolerance)
     return found
+
+
+def _batches_of(rows: Rows) -> Iterable[pa.RecordBatch]:
+    if isinstance(rows, pa.Table):
+        return rows.to_batches()
+    return [rows] if isinstance(rows, pa.RecordBatch) else rows
+
+
+def _table_of(rows: Rows) -> pa.Table:
+    if isinstance(rows, pa.Table):
+        return rows
+    batches = list(_batches_of(rows))
+    if not batches:
+        raise DataError("The serving log has no batches: there is nothing to join with.")
+    return pa.Table.from_batches(batches)
 
 
 def _count(

@@ -12,7 +12,7 @@ from partitions import readers, sources, validation
 from partitions.config import GraphConfig
 from partitions.errors import ConfigError, DataError
 from partitions.gate import data_schema, statistics
-from partitions.gate.anomalies import Report
+from partitions.gate.anomalies import Cell, Report
 from partitions.gate.data_files import Located
 from partitions.validation import Gate
 from scripts import event_log
@@ -105,6 +105,11 @@ def test_an_anomaly_says_what_where_and_how_much(tmp_path: Path) -> None:
     )
     assert (anomaly.rows, anomaly.observed, anomaly.expected) == (1, 1 / ROWS, 0)
     assert [str(edit) for edit in anomaly.edits] == ["[columns.weight] min = -7.5"]
+
+
+def test_a_cell_without_text_has_no_quotes() -> None:
+    assert str(Cell("tags.csv", 1, "")) == "tags.csv row 1"
+    assert str(Cell("tags.csv", 1200, "x")) == "tags.csv row 1,200: 'x'"
 
 
 def test_malformed_lines_are_counted_and_the_first_is_named(tmp_path: Path) -> None:

@@ -99,6 +99,21 @@ def test_rows_of_the_same_key_are_compared_cell_by_cell() -> None:
     assert close["score"].differing == 0
 
 
+def test_rows_may_be_a_table_a_batch_or_batches() -> None:
+    batch = pa.record_batch({"event": ["a", "b"], "x": [1, 2]})
+    other = pa.record_batch({"event": ["a", "b"], "x": [1, 3]})
+
+    def forms(rows: pa.RecordBatch) -> list[skew.Rows]:
+        return [rows, pa.Table.from_batches([rows]), iter([rows.slice(0, 1), rows.slice(1)])]
+
+    for training in range(3):
+        for serving in range(3):
+            found = skew.differing(forms(batch)[training], forms(other)[serving], "event")
+            assert (found["x"].joined, found["x"].examples) == (2, [("b", 2, 3)])
+    with pytest.raises(DataError, match="The serving log has no batches"):
+        skew.differing(batch, [], "event")
+
+
 def test_a_join_without_its_key_is_an_error() -> None:
     rows = pa.record_batch({"event": ["a"], "x": [1]})
     with pytest.raises(DataError, match="The serving log has no column evnt to join by"):
