@@ -250,7 +250,7 @@ def _relations(
         found[name] = RelationRules(
             lhs=lhs,
             rhs=rhs,
-            share=(float(f"{share / 4:.3g}") if often else 0.0, _upper(share)),
+            share=(float(f"{share / 4:.3g}") if often else 0.0, _upper(count, rows)),
             # Where one relation of a type has loops, another may yet.
             self_loops=lhs != rhs or not often or ends in looping,
         )
@@ -258,18 +258,19 @@ def _relations(
 
 
 def _star(counts: Mapping[str, int], endpoints: Endpoints) -> dict[str, RelationRules]:
-    """What stands for relations yet unseen: none where the config lists all, or each came often
-    (Good and Turing: the share of the next batch's rows with a new one is that of those seen once).
+    """What stands for relations yet unseen: none where the config lists all, or each came often.
+    Where some were rare, more are to come: as many rows as had one seen once (Good and Turing).
     """
     types = {entity for name in counts for entity in ends_of(endpoints, name) or ()}
-    many = len(counts) > _MAX_RELATIONS or 1 in counts.values()
+    many = len(counts) > _MAX_RELATIONS or min(counts.values(), default=0) < _OFTEN
     if not many or not types.issuperset(endpoints.get("*", ("",))):
         return {}
     return {"*": RelationRules(lhs=endpoints["*"][0], rhs=endpoints["*"][1])}
 
 
-def _upper(share: float) -> float:
-    return min(1.0, float(f"{max(4 * share, share + 0.05):.3g}"))
+def _upper(count: int, rows: int) -> float:
+    share = count / rows
+    return min(1.0, float(f"{max(4 * share, share + 0.05, most_likely(count, rows)):.3g}"))
 
 
 # --- what already looks wrong -------------------------------------------------------------------
