@@ -199,23 +199,13 @@ class _Reading:
         self.types = {
             name: EntityType(name, entity.partitions) for name, entity in config.entities.items()
         }
-        self.dictionaries = {t.name: Dictionary(t.num_partitions) for t in self.types.values()}
-        self.relations: list[str] = []  # in the order of first sight
-        self._relation_ids: dict[str, int] = {}
-        self._relation_hashes: list[np.uint64] = []
-        if base is not None:
-            self._begin_from(base)
-        for name in config.relations:
-            if name != "*" and name not in self.relations:
-                self._add_relation(name)
+        self._begin()
         columns = {name for source in config.inputs for name in source.resolved_columns}
         optional = ["weight"] if "weight" in columns or config.duplicates == "sum" else []
         optional += ["time"] if "timestamp" in columns else []
         optional += ["number"] if config.holdout.last else []
         parts = max(t.num_partitions for t in self.types.values())
         self.spool = Spool(work / "spool", parts, optional)
-        self.sources: list[dict[str, Any]] = []
-        self.num_read = 0
         self.journal = Journal(work)
         files = [
             (source, file)
@@ -237,6 +227,20 @@ class _Reading:
     @property
     def resumed(self) -> bool:
         return self._entry is not None
+
+    def _begin(self) -> None:
+        """With nothing read."""
+        self.dictionaries = {t.name: Dictionary(t.num_partitions) for t in self.types.values()}
+        self.relations: list[str] = []  # in the order of first sight
+        self._relation_ids: dict[str, int] = {}
+        self._relation_hashes: list[np.uint64] = []
+        self.sources: list[dict[str, Any]] = []
+        self.num_read = 0
+        if self.base is not None:
+            self._begin_from(self.base)
+        for name in self.config.relations:
+            if name != "*" and name not in self._relation_ids:
+                self._add_relation(name)
 
     def _begin_from(self, base: Graph) -> None:
         """Take the graph's places and relations, which the config may add to but not change."""
@@ -459,6 +463,7 @@ class _Reading:
                 pieces_done=pieces_done,
                 rows_done=rows_done,
                 spool_rows=dict(self.spool.num_rows),
+                spool_checksums=dict(self.spool.checksums),
                 relations=self.relations,
                 sources=self.sources,
                 skipped=self.skipped.count,
@@ -473,17 +478,22 @@ class _Reading:
         """Whether the spool still holds what the entry says; else nothing is restored."""
         skipped = self.journal.folder / "skipped.jsonl"
         whole = skipped.is_file() and skipped.stat().st_size >= entry.skipped_bytes
-        if not (whole and self.spool.holds(entry.spool_rows)):
+        if not (whole and self.spool.holds(entry.spool_rows, entry.spool_checksums)):
             return False
-        for name, texts in keys:
-            self.dictionaries[name].encode(texts, self.workers)
-        for name in entry.relations:
-            if name not in self.relations:
-                self._add_relation(name)
-        self.spool.restore(entry.spool_rows)
-        self.sources, self.num_read = list(entry.sources), entry.num_read
-        if self.gate is not None and entry.gate is not None:
-            self.gate.restore(entry.gate)
+        try:
+            for name, texts in keys:
+                self.dictionaries[name].encode(texts, self.workers)
+            for name in entry.relations:
+                if name not in self._relation_ids:
+                    self._add_relation(name)
+            self.sources, self.num_read = list(entry.sources), entry.num_read
+            self.spool.restore(entry.spool_rows, entry.spool_checksums)
+            if self.gate is not None and entry.gate is not None:
+                self.gate.restore(entry.gate)
+        except Exception:
+            self._begin()
+            self.spool.restore({}, {})
+            raise
         return True
 
 

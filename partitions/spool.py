@@ -2,10 +2,12 @@
 
 One append-only file per (split, bucket), of rows {lhs u4, rhs u4, rel u4} and, where the import
 has them, {weight f4}, {time i8, seconds}, {number i8, the row's place in the whole input}. Rows are
-held in memory up to HELD_ROWS and appended together.
+held in memory up to HELD_ROWS and appended together. Each file has a running crc32: pass 2 takes
+its offsets as they are, so a row that a disk altered must not come back from a killed import.
 """
 
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +24,8 @@ READ_ROWS = 1 << 20  # of a bucket, at a time
 
 _ALWAYS = [("lhs", "<u4"), ("rhs", "<u4"), ("rel", "<u4")]
 _OPTIONAL = {"weight": "<f4", "time": "<i8", "number": "<i8"}
+
+_CHECK_BYTES = 1 << 20
 
 Place = tuple[int, int, int]  # split, lhs partition, rhs partition
 
@@ -61,6 +65,7 @@ class Spool:
         self.optional = optional
         self.dtype = np.dtype(_ALWAYS + [(name, _OPTIONAL[name]) for name in optional])
         self.num_rows: Counter[Place] = Counter()
+        self.checksums: Counter[Place] = Counter()  # crc32 of each file's rows
         self._held: dict[int, list[NDArray[Any]]] = {}
         self._num_held = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,7 +102,9 @@ class Spool:
             place = self._place(code)
             with self._path(place).open("ab") as file:
                 for piece in pieces:
-                    file.write(piece.view(np.uint8).data)  # tofile would hide why a disk refuses
+                    data = piece.view(np.uint8).data  # tofile would hide why a disk refuses
+                    file.write(data)
+                    self.checksums[place] = zlib.crc32(data, self.checksums[place])
                     self.num_rows[place] += len(piece)
         self._held, self._num_held = {}, 0
 
@@ -107,20 +114,30 @@ class Spool:
             with self._path(place).open("rb") as file:
                 os.fsync(file.fileno())
 
-    def holds(self, num_rows: Mapping[Place, int]) -> bool:
-        """Whether every file has the rows that a journal says it held, or more."""
-        return all(
-            self._path(place).is_file()
-            and self._path(place).stat().st_size >= rows * self.dtype.itemsize
+    def holds(self, num_rows: Mapping[Place, int], checksums: Mapping[Place, int]) -> bool:
+        """Whether every file begins with the rows that a journal says it held. Reads them."""
+        return num_rows.keys() == checksums.keys() and all(
+            self._begins_with(self._path(place), rows * self.dtype.itemsize, checksums[place])
             for place, rows in num_rows.items()
         )
 
-    def restore(self, num_rows: Mapping[Place, int]) -> None:
+    @staticmethod
+    def _begins_with(path: Path, num_bytes: int, checksum: int) -> bool:
+        if not path.is_file():
+            return False
+        found = 0
+        with path.open("rb") as file:
+            while num_bytes and (block := file.read(min(num_bytes, _CHECK_BYTES))):
+                found = zlib.crc32(block, found)
+                num_bytes -= len(block)
+        return not num_bytes and found == checksum
+
+    def restore(self, num_rows: Mapping[Place, int], checksums: Mapping[Place, int]) -> None:
         """Cut every file back to what a journal says it held."""
         for path in self.folder.iterdir():
             place: Any = tuple(map(int, path.name.split("-")))
             os.truncate(path, num_rows.get(place, 0) * self.dtype.itemsize)
-        self.num_rows = Counter(num_rows)
+        self.num_rows, self.checksums = Counter(num_rows), Counter(checksums)
 
     def buckets(self) -> list[Bucket]:
         return sorted({Bucket(i, j) for (_, i, j), rows in self.num_rows.items() if rows})

@@ -93,14 +93,15 @@ class Gate:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        self.as_of = state["as_of"]
-        self.statistics = Statistics.from_json(state["statistics"])
-        kinds = self.statistics.kinds
-        self.statistics.kinds = {name: kinds[name] for name in state["columns"]}
-        self.reading = Reading.from_json(state["reading"])
-        if self.rows is not None:
-            self.rows.as_of = self.as_of
-            self.rows.restore(state["rows"] or [])
+        """All of it or, where the state is damaged, nothing."""
+        found = Statistics.from_json(state["statistics"])
+        found.kinds = {name: found.kinds[name] for name in state["columns"]}
+        reading, rows = Reading.from_json(state["reading"]), None
+        if self.schema is not None:
+            rows = RowRules(self.schema, state["as_of"])
+            rows.restore(state["rows"] or [])
+        self.as_of, self.statistics = state["as_of"], found
+        self.reading, self.rows = reading, rows
 
     def merge(self, other: "Gate") -> None:
         self.statistics.merge(other.statistics)

@@ -1,6 +1,7 @@
 """A killed import goes on where its journal says, and gives the graph of one that was not."""
 
 import errno
+import hashlib
 import json
 import os
 import resource
@@ -153,12 +154,18 @@ def test_a_killed_import_goes_on_where_its_journal_says(
     assert not again.resumed, "success leaves nothing to go on from"
 
 
+def entry_in(folder: Path) -> dict[str, Any]:
+    value = json.loads((folder / "graph.importing" / "journal.json").read_text())
+    entry: dict[str, Any] = value["content"]["entry"]
+    return entry
+
+
 def test_an_import_killed_twice_goes_on_twice(tmp_path: Path, whole: dict[str, bytes]) -> None:
     prepare(tmp_path)
     killed(tmp_path, "journal", 4)
-    first = json.loads((tmp_path / "graph.importing" / "journal.json").read_text())["entry"]
+    first = entry_in(tmp_path)
     killed(tmp_path, "journal", 3)
-    second = json.loads((tmp_path / "graph.importing" / "journal.json").read_text())["entry"]
+    second = entry_in(tmp_path)
     assert 0 < first["num_read"] < second["num_read"] < TOTAL
     assert import_graph(config_of(tmp_path), tmp_path / "graph").resumed
     assert files_of(tmp_path) == whole
@@ -253,7 +260,41 @@ def cut_keys(work: Path) -> None:
     path.write_bytes(path.read_bytes()[:-40])
 
 
-@pytest.mark.parametrize("damage", [torn_journal, short_spool, lost_spool, lost_keys, cut_keys])
+def flip(path: Path, at: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[at] ^= 64
+    path.write_bytes(bytes(data))
+
+
+def flipped_spool(work: Path) -> None:
+    """In an offset, which would be that of another entity or of none."""
+    flip(sorted((work / "spool").iterdir())[0], 3)
+
+
+def flipped_journal(work: Path) -> None:
+    path = work / "journal.json"
+    flip(path, path.read_bytes().index(b'"num_read": ') + 13)
+
+
+def flipped_keys(work: Path) -> None:
+    path = sorted((work / "keys").iterdir())[0]
+    flip(path, len(path.read_bytes()) // 2)
+
+
+def foreign_journal(work: Path) -> None:
+    """Whole by its digest, and yet nothing that can be gone on from."""
+    path = work / "journal.json"
+    content = json.loads(path.read_text())["content"]
+    content["entry"]["sources"] = None
+    digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    path.write_text(json.dumps({"sha256": digest, "content": content}))
+
+
+DAMAGES = [torn_journal, short_spool, lost_spool, lost_keys, cut_keys]
+DAMAGES += [flipped_spool, flipped_journal, flipped_keys, foreign_journal]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_remains_begin_anew(
     broken_off: Path, whole: dict[str, bytes], damage: Callable[[Path], None]
 ) -> None:

@@ -1,5 +1,6 @@
 """partitions.journal: an import goes on from an entry, never from a damaged or foreign one."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterable
@@ -20,6 +21,7 @@ def entry_of(rows_done: int) -> JournalEntry:
         pieces_done=1,
         rows_done=rows_done,
         spool_rows={(0, 1, 2): 30, (2, 0, 0): 4},
+        spool_checksums={(0, 1, 2): 1 << 31, (2, 0, 0): 0},
         relations=["a", "é"],
         sources=[{"path": "a.tsv", "bytes": 1, "sha256": "00", "rows": 3}],
         skipped=5,
@@ -137,14 +139,42 @@ def test_a_journal_torn_at_any_byte_begins_anew(noted: Path, tmp_path: Path) -> 
         assert begins_anew(copy)
 
 
+def test_a_flipped_bit_anywhere_in_a_journal_begins_anew_or_changes_nothing(noted: Path) -> None:
+    text = (noted / "journal.json").read_bytes()
+    anew = 0
+    for at in range(len(text)):
+        flipped = text[:at] + bytes([text[at] ^ 1 << at % 8]) + text[at + 1 :]
+        (noted / "journal.json").write_bytes(flipped)
+        journal = Journal(noted)
+        journal._identity = IDENTITY
+        found = journal._read()
+        assert found in (None, entry_of(9))
+        anew += found is None
+    assert anew > 0.95 * len(text)  # a blank between two values may become another
+
+
+def test_a_restore_that_fails_begins_anew(noted: Path) -> None:
+    def failing(entry: JournalEntry, keys: Iterable[tuple[str, pa.Array]]) -> bool:
+        raise ZeroDivisionError
+
+    assert Journal(noted).open(IDENTITY, failing) is None
+    assert not (noted / "journal.json").exists()
+
+
 def test_a_journal_that_lacks_a_key_begins_anew(noted: Path, tmp_path: Path) -> None:
     value = json.loads((noted / "journal.json").read_text())
-    missing = [[key] for key in value] + [["entry", key] for key in value["entry"]]
+    content = value["content"]
+    missing = [["content"], *(["content", key] for key in content), ["sha256"]]
+    missing += [["content", "entry", key] for key in content["entry"]]
     for at, (*parents, key) in enumerate(missing):
         copy = tmp_path / str(at)
         shutil.copytree(noted, copy)
         changed = json.loads(json.dumps(value))
-        inner = changed["entry"] if parents else changed
+        inner = changed
+        for parent in parents:
+            inner = inner[parent]
         del inner[key]
+        if "content" in changed and key != "sha256":  # whole, but of another program
+            changed["sha256"] = hashlib.sha256(json.dumps(changed["content"]).encode()).hexdigest()
         (copy / "journal.json").write_text(json.dumps(changed))
         assert begins_anew(copy), key

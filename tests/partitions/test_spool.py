@@ -83,20 +83,21 @@ def test_restoring_forgets_what_came_after_the_journal(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "spool", 2, ["number"])
     filled(spool, [1, 2, 3], [1, 1, 1], [0, 0, 0], [0, 1, 2])
     spool.flush()
-    noted = dict(spool.num_rows)
+    noted = dict(spool.num_rows), dict(spool.checksums)
     filled(spool, [4, 1 << 32], [1, 1], [0, 2], [3, 4])
     spool.flush()
     again = Spool(tmp_path / "spool", 2, ["number"])
-    assert again.holds(noted)
-    again.restore(noted)
+    assert again.holds(*noted)
+    again.restore(*noted)
     assert read(again, "train", Bucket(0, 0))["number"].tolist() == [0, 1, 2]
     assert len(read(again, "test", Bucket(1, 0))) == 0
     filled(again, [4], [1], [0], [7])
     again.flush()
     assert read(again, "train", Bucket(0, 0))["number"].tolist() == [0, 1, 2, 7]
+    assert again.holds(again.num_rows, again.checksums), "the checksum goes on too"
 
 
-@pytest.mark.parametrize("damage", ["shorter", "missing"])
+@pytest.mark.parametrize("damage", ["shorter", "missing", "flipped"])
 def test_a_spool_that_lost_rows_does_not_hold_what_a_journal_says(
     tmp_path: Path, damage: str
 ) -> None:
@@ -106,6 +107,10 @@ def test_a_spool_that_lost_rows_does_not_hold_what_a_journal_says(
     spool.add(rows, zeros, zeros, np.zeros(3, np.int8), True, True)
     spool.flush()
     (file,) = (tmp_path / "spool").iterdir()
-    assert spool.holds(spool.num_rows)
-    file.unlink() if damage == "missing" else file.write_bytes(file.read_bytes()[:-1])
-    assert not spool.holds(spool.num_rows)
+    assert spool.holds(spool.num_rows, spool.checksums)
+    data = file.read_bytes()
+    if damage == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(data[:-1] if damage == "shorter" else b"\x01" + data[1:])
+    assert not spool.holds(spool.num_rows, spool.checksums)
