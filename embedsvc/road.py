@@ -15,7 +15,7 @@ from rich.table import Table
 
 from embedsvc.config import EvalConfig, ModelConfig, PublishConfig, TrainConfig
 from partitions import config as settings_file
-from partitions import durable, import_plan, importer, published
+from partitions import durable, import_plan, importer, notes, published
 from partitions.commands import print_report
 from partitions.config import GraphConfig, RunConfig, Settings
 from partitions.errors import ConfigError, DataError
@@ -60,6 +60,7 @@ class Road:
         config = self.settings.table("graph", GraphConfig)
         path = self.folders.graph
         durable.recover_folder(path)
+        notes.settle(path)
         if replace and append:
             raise ConfigError("--append adds to a graph, --replace makes it anew: choose one.")
         if path.exists() and not replace and not append:

@@ -55,18 +55,20 @@ def validate(
     from rich.console import Console
 
     from partitions import config as settings_file
-    from partitions import durable
+    from partitions import durable, notes
     from partitions.config import GraphConfig, RunConfig
     from partitions.progress import rows_bar
     from partitions.validation import SCHEMA
     from partitions.validation import validate as check
 
     settings = settings_file.load(config, overrides or [])
-    folder = settings.table("run", RunConfig).dir
+    run = settings.table("run", RunConfig)
+    folder = run.dir
     graph = settings.table("graph", GraphConfig)
     moment = moment_of(as_of)
     console = Console()
     with durable.only_writer(folder, "validating for"), rows_bar(console) as bar:
+        notes.settle(run.graph)  # a killed import's: they say what is checked against
         task = bar.add_task("validate", total=None)
         report = check(
             graph,

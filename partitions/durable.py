@@ -112,7 +112,12 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 def write_json(path: Path, value: Any) -> None:
     with replacing(path) as file:
-        file.write((json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+        file.write(json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 
 
 def read_json(path: Path, remedy: str) -> Any:
@@ -134,7 +139,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     between the two renames is mended by `recover_folder`.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    sweep_folder(folder)
     fresh, old = temporary_name(folder), _old_name(folder)
     fresh.mkdir()
     try:
@@ -173,7 +178,8 @@ def _old_name(folder: Path) -> Path:
     return folder.with_name(folder.name + ".old")
 
 
-def _sweep(folder: Path) -> None:
+def sweep_folder(folder: Path) -> None:
+    """Remove what a killed `replacing_folder` left."""
     recover_folder(folder)
     shutil.rmtree(_old_name(folder), ignore_errors=True)
     for leftover in folder.parent.glob(f"{folder.name}{TEMPORARY}*"):

@@ -5,6 +5,7 @@ only, so neither order nor number of threads shows in the result. An append writ
 batch number in their names beside the old ones and then renames the manifest over the old one.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -77,8 +78,10 @@ class GraphWriter:
         durable.write_json(folder / MANIFEST, manifest.as_json())
         return report
 
-    def append(self, folder: Path) -> WriteReport:
-        """Add files to the graph in `folder`; it is the old graph until the manifest is renamed."""
+    def append(self, folder: Path, before_commit: Callable[[str], None]) -> WriteReport:
+        """Add files to the graph in `folder`; it is the old graph until the manifest is renamed.
+
+        before_commit: called with the sha256 that the new manifest will have."""
         assert self.base is not None
         named = self.base.manifest.paths()
         for path in [*folder.glob("entities/*/*"), *folder.glob("edges/*/*")]:
@@ -88,7 +91,9 @@ class GraphWriter:
             path.unlink()
         manifest, report = self._write(folder)
         durable.sync_tree(folder)
-        durable.write_json(folder / MANIFEST, manifest.as_json())
+        value = manifest.as_json()
+        before_commit(hashlib.sha256(durable.json_bytes(value)).hexdigest())
+        durable.write_json(folder / MANIFEST, value)
         return report
 
     def _write(self, folder: Path) -> tuple[GraphManifest, WriteReport]:

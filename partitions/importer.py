@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from partitions import durable, own_buckets, readers, sources, validation
+from partitions import durable, notes, own_buckets, readers, sources, validation
 from partitions.config import GraphConfig, InputConfig, RelationConfig
 from partitions.dictionary import Dictionary, Workers
 from partitions.errors import BusyError, DataError, InputError, did_you_mean
@@ -39,7 +39,7 @@ from partitions.journal import Journal, JournalEntry
 from partitions.own_buckets import OwnBuckets
 from partitions.readers import Piece
 from partitions.schema import SPLITS, EntityType
-from partitions.skipped import SkippedRows
+from partitions.skipped import SkippedRows, path_of
 from partitions.sources import InputFile
 from partitions.spool import Spool
 from partitions.validation import Gate
@@ -82,11 +82,13 @@ def import_graph(
     since the epoch that the data should reach up to, now where unset.
     Raises DataError for bad input; then `path` is as it was.
     """
-    work = path.with_name(path.name + ".importing")
+    work = notes.work_folder(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _check_place(path, append=append)
     with ExitStack() as stack:
         stack.push(partial(_clear, work))
         stack.enter_context(durable.only_writer(work, "importing into"))
+        notes.settle_held(path)
         base = Graph(path) if append else None
         if base is not None:
             _check_can_grow(base, config)
@@ -96,20 +98,25 @@ def import_graph(
         if config.own_buckets is not None:
             return _take_own(config, path, workers, progress)
         gate = validation.gate(config, path.parent, as_of) if config.gate else None
-        reading = _Reading(config, work, workers, base, progress, gate)
+        reading = _Reading(config, work, workers, base, progress, gate, accept=accept)
         stack.callback(reading.skipped.close)
         imported = reading.run()
-        judged = gate.let_in(accept=accept) if gate is not None else None
+        judged = None if gate is None else _let_in(gate, reading.journal, accept=accept)
+        left: dict[str, bytes] = {}
+        if gate is not None and judged is not None:  # now: an edit that fails must commit nothing
+            left = gate.notes(judged, accept=accept)
+
+        def before_commit(digest: str) -> None:
+            notes.prepare(path, digest, left, imported.skipped.kept())
+
         writer = GraphWriter(config, imported, reading.workers, base, progress)
         if base is not None:
-            report = writer.append(path)
+            report = writer.append(path, before_commit)
         else:
             with durable.replacing_folder(path) as folder:
                 report = writer.write(folder)
-        # Only now: a batch that did not get in is not what later ones are compared with.
-        if gate is not None and judged is not None:
-            gate.note(judged, accept=accept)
-        skipped_file = imported.skipped.keep(path)
+                before_commit(durable.sha256_of(folder / MANIFEST))
+        notes.publish(path)
     return ImportReport(
         num_edges=report.num_edges,
         num_entities={name: len(keys) for name, keys in imported.dictionaries.items()},
@@ -118,9 +125,30 @@ def import_graph(
         untrained_entities=report.untrained_entities,
         unmatched_attributes=report.unmatched_attributes,
         resumed=reading.resumed,
-        skipped_file=skipped_file,
+        skipped_file=path_of(path) if report.skipped_rows else None,
         gate=judged,
     )
+
+
+def _let_in(gate: Gate, journal: Journal, *, accept: bool) -> Report:
+    try:
+        return gate.let_in(accept=accept, was_refused=journal.was_refused)
+    except Refused:
+        journal.note_refusal()
+        raise
+
+
+def _check_place(path: Path, *, append: bool) -> None:
+    """A graph is a folder of its own, which another can take the place of in one step."""
+    if path.is_symlink() and not append:
+        raise DataError(
+            f"{path} is a symbolic link, which a graph can't take the place of: remove it, or "
+            "set [run] dir so that the graph lies where it leads."
+        )
+    if path.exists() and not path.is_dir():
+        raise DataError(f"{path} is a file where the graph's folder belongs: move it away.")
+    if path_of(path).is_dir():
+        raise DataError(f"{path_of(path)} is a folder where a file belongs: move it away.")
 
 
 def _take_own(
@@ -147,8 +175,11 @@ def _check_can_grow(base: Graph, config: GraphConfig) -> None:
 def _clear(work: Path, kind: type[BaseException] | None, *_: object) -> None:
     """Keep what a later import can go on from: what a full disk broke off, or what the data gate
     refused and --accept may let in; not bad input."""
+    if kind is BusyError:
+        return  # another import's
     broken_off = kind is not None and (not issubclass(kind, InputError) or kind is Refused)
-    if not (broken_off and Journal.exists(work)) and kind is not BusyError:
+    worth_keeping = broken_off and Journal.exists(work)
+    if not worth_keeping:
         shutil.rmtree(work, ignore_errors=True)
 
 
@@ -193,7 +224,10 @@ class _Reading:
         base: Graph | None,
         progress: Progress,
         gate: Gate | None,
+        *,
+        accept: bool,
     ) -> None:
+        self.accept = accept
         self.config, self.workers, self.base, self.progress = config, workers, base, progress
         self.gate = gate
         self.types = {
@@ -480,6 +514,9 @@ class _Reading:
         whole = skipped.is_file() and skipped.stat().st_size >= entry.skipped_bytes
         if not (whole and self.spool.holds(entry.spool_rows, entry.spool_checksums)):
             return False
+        state = entry.gate
+        if self.gate and state and not self.gate.is_asked_alike(state, accept=self.accept):
+            return False
         try:
             for name, texts in keys:
                 self.dictionaries[name].encode(texts, self.workers)
@@ -488,8 +525,8 @@ class _Reading:
                     self._add_relation(name)
             self.sources, self.num_read = list(entry.sources), entry.num_read
             self.spool.restore(entry.spool_rows, entry.spool_checksums)
-            if self.gate is not None and entry.gate is not None:
-                self.gate.restore(entry.gate)
+            if self.gate and state:
+                self.gate.restore(state)
         except Exception:
             self._begin()
             self.spool.restore({}, {})

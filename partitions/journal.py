@@ -3,6 +3,7 @@
     journal.json            the newest entry, and the sha256 of its JSON
     keys/NNNNNN.TYPE.arrow  keys that a dictionary learnt between two entries: large_string `key`,
                             partition by partition, each in the order of offsets
+    refused                 there where the data gate refused the batch that the entry is all of
 
 Entries only ever name files that were fsynced before them, with a digest or a checksum. Where one
 is damaged all the same, or is of another import, the import begins anew.
@@ -30,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 FORMAT_VERSION = 3
 _NAME = "journal.json"
+_REFUSED = "refused"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,15 @@ class Journal:
     @staticmethod
     def exists(folder: Path) -> bool:
         return (folder / _NAME).exists()
+
+    @property
+    def was_refused(self) -> bool:
+        """By the data gate, all of it, in an import of the same identity."""
+        return (self.folder / _REFUSED).exists()
+
+    def note_refusal(self) -> None:
+        (self.folder / _REFUSED).touch()
+        durable.sync_folder(self.folder)
 
     def open(self, identity: Mapping[str, Any], restore: Restore) -> JournalEntry | None:
         """Go on from the entry of an import of the same identity, else begin with nothing."""

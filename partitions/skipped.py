@@ -3,8 +3,8 @@
     {"file": "events/day-3.tsv", "why": "expected 3 columns, found 2", "row": "u17\\tbought"}
 
 `row` is the line as it stands, or, where its cells could be told apart, an object of them as JSON
-text. The file grows in the import's work folder and moves beside the graph when that is whole; the
-rows of an import replace those of the one before.
+text. The file grows in the import's work folder and moves beside the graph when that is whole
+(notes.py); the rows of an import replace those of the one before.
 """
 
 import json
@@ -12,7 +12,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from partitions import durable
 from partitions.readers import BadRow
 
 
@@ -49,13 +48,7 @@ class SkippedRows:
     def close(self) -> None:
         self._file.close()
 
-    def keep(self, graph: Path) -> Path | None:
-        """Move the rows beside the graph, or remove those of an earlier import: there are none."""
-        self.close()
-        kept = path_of(graph)
-        if not self.count:
-            kept.unlink(missing_ok=True)
-            return None
-        self.path.replace(kept)
-        durable.sync_folder(kept.parent)
-        return kept
+    def kept(self) -> Path | None:
+        """The file on disk, for notes.py to move; None where no row was left out."""
+        self.sync()
+        return self.path if self.count else None

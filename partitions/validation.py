@@ -9,6 +9,7 @@ The first batch has no schema: it is inferred and written, for people to review.
 checked, and a clean one becomes the last good batch. One that is not leaves both files alone.
 """
 
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ import pyarrow as pa
 
 from partitions import durable
 from partitions.config import GraphConfig, SourceConfig
-from partitions.errors import DataError
+from partitions.errors import ConfigError, DataError
 from partitions.gate import data_files, data_schema, schema_edits, statistics
 from partitions.gate.anomalies import Anomaly, Cell, Refused, Report, explained
 from partitions.gate.batch_rules import Reading, batch_anomalies
@@ -52,18 +53,22 @@ class Gate:
         endpoints: Endpoints | None = None,
         as_of: int | None = None,
         folder: Path | None = None,
+        schema_text: str | None = None,
     ) -> None:
         """endpoints: relation (or "*") -> entity types; those of the schema where unset.
-        as_of: seconds since the epoch, now where unset. folder: where a clean batch is noted."""
+        as_of: seconds since the epoch, now where unset. folder: where a clean batch is noted.
+        schema_text: the schema's file as it was read, for `accept` to edit."""
         self.schema, self.last_good, self.folder = schema, last_good, folder
+        self.schema_text = schema_text
         self.endpoints = endpoints if endpoints is not None else schema.endpoints if schema else {}
+        self.asked_as_of = as_of
         self.as_of = int(time.time()) if as_of is None else as_of
         self.statistics = Statistics({})
         self.statistics.as_of = self.as_of
         self.reading = Reading()
         self.rows = RowRules(schema, self.as_of) if schema is not None else None
         self.fatal: list[Anomaly] = []
-        self.identity: dict[str, Any] = {"as_of": as_of}
+        self.identity: dict[str, Any] = {}
         self._seen: Seen = {}
 
     def add(
@@ -86,6 +91,7 @@ class Gate:
         """What was seen so far, as JSON: for an import that may be killed and go on from there."""
         return {
             "as_of": self.as_of,
+            "asked_as_of": self.asked_as_of,
             "columns": list(self.statistics.kinds),  # JSON keeps no order
             "statistics": self.statistics.as_json(),
             "reading": self.reading.as_json(),
@@ -100,8 +106,15 @@ class Gate:
         if self.schema is not None:
             rows = RowRules(self.schema, state["as_of"])
             rows.restore(state["rows"] or [])
-        self.as_of, self.statistics = state["as_of"], found
+        self.as_of, self.asked_as_of = state["as_of"], state["asked_as_of"]
+        self.statistics = found
         self.reading, self.rows = reading, rows
+
+    def is_asked_alike(self, state: Mapping[str, Any], *, accept: bool) -> bool:
+        """Whether `state` is of the same --as-of; accepting a batch keeps the one it was refused
+        with unless another is named."""
+        asked: int | None = state["asked_as_of"]
+        return asked == self.asked_as_of or (accept and self.asked_as_of is None)
 
     def merge(self, other: "Gate") -> None:
         self.statistics.merge(other.statistics)
@@ -125,34 +138,55 @@ class Gate:
             raise DataError("The batch has no rows: there is nothing to check. Mend the inputs.")
         return self._first() if self.schema is None else self._checked(self.schema)
 
-    def let_in(self, *, accept: bool = False) -> Report:
-        """The report of a batch that is clean, or accepted as it is. Raises Refused otherwise."""
+    def let_in(self, *, accept: bool = False, was_refused: bool = True) -> Report:
+        """The report of a batch that is clean, or accepted as it is. Raises Refused otherwise.
+
+        was_refused: whether exactly this batch was, so that people know what they accept."""
         report = self.judged()
-        if report.clean or (accept and report.usable):
+        if report.clean or (accept and was_refused and report.usable):
             return report
         self.note(report)
         names = ", ".join(dict.fromkeys(anomaly.name for anomaly in report.anomalies))
+        found = f"The data gate found {names} in these inputs, and nothing was imported."
+        if accept and report.usable:
+            raise Refused(
+                f"{found} This is not the batch that was refused before, so --accept does not let "
+                f"it in unseen. Look at {self._path(REPORT)}, and give the command once more where "
+                "the data is right as it is.",
+                report,
+            )
         raise Refused(
-            f"The data gate found {names} in these inputs, and nothing was imported. Mend the "
-            f"data, edit {self._path(SCHEMA)}, or add --accept where the data is right as it is "
-            f"(then nothing is read again); {self._path(REPORT)} has all of it.",
+            f"{found} Mend the data, edit {self._path(SCHEMA)}, or add --accept where the data is "
+            f"right as it is (then nothing is read again); {self._path(REPORT)} has all of it.",
             report,
         )
 
-    def note(self, report: Report, *, accept: bool = False) -> None:
-        """Leave behind the report; of a first batch the schema; of a clean one its statistics.
+    def notes(self, report: Report, *, accept: bool = False) -> dict[str, bytes]:
+        """File name -> content of what the batch leaves behind: the report; of a first batch the
+        schema; of a clean one its statistics.
 
-        accept: where it is not clean, edit the schema to let it in."""
+        accept: where it is not clean, the schema edited to let it in, and its statistics: later
+        batches are compared with it. Thresholds of drift stay."""
+        found = {REPORT: durable.json_bytes(report.as_json())}
+        if report.first_use and report.schema is not None:
+            found[SCHEMA] = data_schema.as_toml(report.schema, self._seen).encode()
+        elif accept and not report.clean:
+            assert self.schema_text is not None
+            edits = [edit for edit in report.edits if not _is_threshold(edit)]
+            name = str(self._path(SCHEMA))
+            found[SCHEMA] = schema_edits.edited(self.schema_text, edits, name).encode()
+        if report.clean or accept:
+            found[STATISTICS] = durable.json_bytes(report.statistics.as_json())
+        return found
+
+    def note(self, report: Report, *, accept: bool = False) -> None:
+        """Write what `notes` says into the gate's folder."""
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        durable.write_json(self._path(REPORT), report.as_json())
-        if report.first_use and report.schema is not None:
-            data_schema.write(self._path(SCHEMA), report.schema, self._seen)
-        if report.clean:
-            statistics.write(self._path(STATISTICS), self.statistics)
-        elif accept:
-            accept_batch(report, self.folder)
+        for name, content in self.notes(report, accept=accept).items():
+            with durable.replacing(self._path(name)) as file:
+                file.write(content)
 
     def finish(self) -> Report:
         report = self.judged()
@@ -239,16 +273,39 @@ class Gate:
 
 def gate(config: GraphConfig, folder: Path, as_of: int | None = None) -> Gate:
     """A gate for the batch that `config` names, with what the folder holds from earlier ones."""
+    _check_places(folder)
     endpoints = {name: (rules.lhs, rules.rhs) for name, rules in config.relations.items()}
-    schema = data_schema.read(folder / SCHEMA) if (folder / SCHEMA).exists() else None
-    last_good = None
-    if schema is not None and (folder / STATISTICS).exists():
-        last_good = statistics.read(folder / STATISTICS)
-    found = Gate(schema, last_good, endpoints, as_of, folder)
-    for name in (SCHEMA, STATISTICS):
-        path = folder / name
-        found.identity[name] = durable.sha256_of(path) if path.exists() else None
+    path, schema, text, last_good = folder / SCHEMA, None, None, None
+    digests: dict[str, str | None] = dict.fromkeys((SCHEMA, STATISTICS))
+    if path.exists():
+        data = path.read_bytes()
+        text = _decoded(data, path)
+        schema, digests[SCHEMA] = (
+            data_schema.parse(text, str(path)),
+            hashlib.sha256(data).hexdigest(),
+        )
+        if (folder / STATISTICS).exists():
+            last_good = statistics.read(folder / STATISTICS)
+            digests[STATISTICS] = durable.sha256_of(folder / STATISTICS)
+    found = Gate(schema, last_good, endpoints, as_of, folder, text)
+    found.identity.update(digests)
     return found
+
+
+def _check_places(folder: Path) -> None:
+    """What the gate leaves behind must find its places free. Sweeps what a killed one left."""
+    for name in (SCHEMA, STATISTICS, REPORT):
+        for leftover in folder.glob(f"{name}{durable.TEMPORARY}*"):
+            leftover.unlink()
+        if (folder / name).is_dir():
+            raise DataError(f"{folder / name} is a folder where a file belongs: move it away.")
+
+
+def _decoded(data: bytes, path: Path) -> str:
+    try:
+        return data.decode("utf-8").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
 
 
 def validate(
@@ -270,21 +327,8 @@ def validate(
         if not report.usable:
             first = next(anomaly for anomaly in report.anomalies if anomaly.fatal)
             raise DataError(f"The batch can't be accepted: {first.what}")
-        accept_batch(report, folder)
+        found.note(report, accept=True)
     return report
-
-
-def accept_batch(report: Report, folder: Path) -> None:
-    """Edit the schema so that it lets the batch in, and make it the last good one.
-
-    Thresholds of drift stay: from now on this batch is what others are compared with.
-    """
-    path = folder / SCHEMA
-    edits = [edit for edit in report.edits if not _is_threshold(edit)]
-    text = schema_edits.edited(path.read_text("utf-8"), edits, str(path))
-    with durable.replacing(path) as file:
-        file.write(text.encode())
-    statistics.write(folder / STATISTICS, report.statistics)
 
 
 def _is_threshold(edit: Edit) -> bool:

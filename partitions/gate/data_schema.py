@@ -264,7 +264,12 @@ def toml_of(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        text = json.dumps(value, ensure_ascii=False)
+        for (
+            odd
+        ) in "\x7f\x85\u2028\u2029":  # TOML forbids the first; editors end lines at the others
+            text = text.replace(odd, f"\\u{ord(odd):04x}")
+        return text
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(toml_of, value))}]"
     return value.isoformat() if isinstance(value, date) else repr(value)

@@ -49,13 +49,16 @@ def _wider(key: str, one: Any, other: Any) -> Any:
 
 def edited(text: str, edits: Sequence[Edit], name: str) -> str:
     """The file's text with each edit's line changed or added; all else stays, comments too."""
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n")  # splitlines would also cut inside a name
     for edit in combined(edits):
         _edit(lines, edit)
     text = "\n".join(lines) + "\n"
-    schema = parse(text, name)
+    try:
+        schema = parse(text, name)
+    except ConfigError:  # such as a line behind an inline table
+        schema = None
     for edit in combined(edits):
-        if _plain(schema.at(edit.table, edit.key)) != _plain(edit.value):
+        if schema is None or _plain(schema.at(edit.table, edit.key)) != _plain(edit.value):
             raise ConfigError(f"{name}: can't change it by itself; write {edit} there by hand.")
     return text
 

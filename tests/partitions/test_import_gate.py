@@ -11,7 +11,8 @@ import pytest
 
 from partitions import importer, spool
 from partitions.config import GraphConfig
-from partitions.errors import DataError
+from partitions.errors import ConfigError, DataError
+from partitions.gate import data_schema
 from partitions.gate.anomalies import Refused
 from partitions.graph import Graph
 from partitions.graph_writer import GraphWriter
@@ -120,6 +121,85 @@ def test_an_edited_schema_is_another_import(tmp_path: Path) -> None:
     assert {a.name for a in refused.value.report.anomalies}.isdisjoint({"out_of_range"})
     report = import_graph(config_of(tmp_path), tmp_path / "graph", accept=True, as_of=AS_OF)
     assert report.resumed
+
+
+def refused_then(folder: Path) -> None:
+    """A first batch that is in, and a second one that was refused."""
+    write_edges(folder / "a.tsv", shop_edges(4000))
+    import_graph(config_of(folder), folder / "graph", as_of=AS_OF)
+    write_edges(folder / "a.tsv", negated(shop_edges(4000)))
+    with pytest.raises(Refused):
+        import_graph(config_of(folder), folder / "graph", as_of=AS_OF)
+
+
+def accepted(folder: Path, as_of: int | None = AS_OF) -> bool:
+    return import_graph(config_of(folder), folder / "graph", accept=True, as_of=as_of).resumed
+
+
+def test_only_the_batch_that_was_refused_is_accepted(tmp_path: Path) -> None:
+    refused_then(tmp_path)
+    write_edges(tmp_path / "a.tsv", [*negated(shop_edges(4000)), *[("u1", "saw", "i1", 1.0, 5)]])
+    before = tree(tmp_path / "graph")
+    with pytest.raises(Refused, match=r"not the batch that was refused before.*once more") as again:
+        accepted(tmp_path)
+    assert again.value.report.rows == 4001
+    assert tree(tmp_path / "graph") == before
+    assert accepted(tmp_path), "now it was shown"
+
+
+def test_a_batch_that_nobody_saw_refused_is_not_accepted(tmp_path: Path) -> None:
+    write_edges(tmp_path / "a.tsv", shop_edges(4000))
+    accepted(tmp_path)  # a clean one needs no seeing
+    write_edges(tmp_path / "a.tsv", negated(shop_edges(4000)))
+    with pytest.raises(Refused, match="not the batch that was refused before"):
+        accepted(tmp_path)
+
+
+def test_accepting_keeps_the_day_that_the_batch_was_refused_with(tmp_path: Path) -> None:
+    refused_then(tmp_path)
+    with pytest.raises(Refused):  # another day is another check
+        accepted(tmp_path, AS_OF + 86_400)
+    refused_then_again = json.loads((tmp_path / REPORT).read_text())
+    assert refused_then_again["anomalies"]
+    assert accepted(tmp_path, None)
+    assert json.loads((tmp_path / STATISTICS).read_text())["as_of"] == AS_OF + 86_400
+
+
+@pytest.mark.parametrize("kind", ["inline tables", "relation names"])
+def test_an_edit_is_made_before_anything_is_committed(tmp_path: Path, kind: str) -> None:
+    write_edges(tmp_path / "a.tsv", shop_edges(4000))
+    odd = "saw\u2028again\x85"
+    relations = {
+        name: {"lhs": "user", "rhs": "user" if name == "follows" else "item"}
+        for name in ("bought", "saw", "follows", odd)
+    }
+    config = config_of(tmp_path, relations=relations)
+    import_graph(config, tmp_path / "graph", as_of=AS_OF)
+    if kind == "inline tables":
+        text = (tmp_path / SCHEMA).read_text()
+        values = data_schema.parse(text, SCHEMA).columns["weight"].model_dump(exclude_none=True)
+        inline = ", ".join(f"{key} = {data_schema.toml_of(v)}" for key, v in values.items())
+        head, _, rest = text.partition("[columns.weight]\n")
+        rest = rest.partition("\n\n")[2]
+        (tmp_path / SCHEMA).write_text(f"columns.weight = {{{inline}}}\n{head}{rest}")
+        bad = negated(shop_edges(4000))
+    else:
+        bad = [(e[0], odd if e[1] == "saw" else e[1], *e[2:]) for e in shop_edges(4000)]
+    write_edges(tmp_path / "a.tsv", bad)
+    before = tree(tmp_path / "graph") | {SCHEMA: (tmp_path / SCHEMA).read_bytes()}
+    with pytest.raises(Refused):
+        import_graph(config, tmp_path / "graph", as_of=AS_OF)
+    if kind == "inline tables":
+        with pytest.raises(ConfigError, match="can't change it by itself"):
+            import_graph(config, tmp_path / "graph", as_of=AS_OF, accept=True)
+        after = tree(tmp_path / "graph") | {SCHEMA: (tmp_path / SCHEMA).read_bytes()}
+        assert after == before
+        return
+    import_graph(config, tmp_path / "graph", as_of=AS_OF, accept=True)
+    schema = data_schema.read(tmp_path / SCHEMA)
+    assert odd in schema.relations
+    again = import_graph(config, tmp_path / "graph", as_of=AS_OF)
+    assert again.gate is not None and again.gate.clean
 
 
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
