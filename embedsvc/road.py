@@ -15,7 +15,7 @@ from rich.table import Table
 
 from embedsvc.config import EvalConfig, ModelConfig, PublishConfig, TrainConfig
 from partitions import config as settings_file
-from partitions import durable, import_plan, importer, notes, published
+from partitions import durable, import_plan, importer, notes, provenance, published
 from partitions.commands import print_report
 from partitions.config import GraphConfig, RunConfig, Settings
 from partitions.errors import ConfigError, DataError
@@ -64,13 +64,15 @@ class Road:
         if replace and append:
             raise ConfigError("--append adds to a graph, --replace makes it anew: choose one.")
         if path.exists() and not replace and not append:
-            if if_needed and importer.is_current(config, path):
+            differs = provenance.difference(config, path)
+            if if_needed and differs is None:
                 self._say(f"import: {path} is up to date")
                 return None
+            why = differs or "nothing changed since it was made"
             raise DataError(
-                f"{path} already holds a graph. Add --append to embedsvc import to add new input "
-                "files, --replace to make it anew (what was trained on it must then be trained "
-                "again), or choose another [run] dir."
+                f"{path} already holds a graph ({why}). Add --append to embedsvc import to add new "
+                "input files, --replace to make it anew (what was trained on it must then be "
+                "trained again), or choose another [run] dir."
             )
         start = time.perf_counter()
         with ExitStack() as stack:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from partitions import dictionary, durable, edges, readers, sources
+from partitions import dictionary, durable, edges, provenance, readers, sources
 from partitions.config import GraphConfig
 from partitions.dictionary import PARTITION_SHIFT, Workers
 from partitions.durable import FileEntry
@@ -67,6 +67,18 @@ class GraphWriter:
         self.relations = self._sorted_relations()
         self.sources = list(imported.sources)
         self.unmatched: dict[str, int] = {}
+        # Of each relation, by its number in the spool:
+        configs = [imported.relation_config(name) for name in imported.relations]
+        self.types = {
+            side: np.array([getattr(c, side) for c in configs]) for side in ("lhs", "rhs")
+        }
+        self.of_type = {
+            side: {name: types == name for name in dict.fromkeys(types.tolist())}
+            for side, types in self.types.items()
+        }
+        self.types_equal = self.types["lhs"] == self.types["rhs"]
+        single = [imported.types[c.lhs].num_partitions == 1 for c in configs]
+        self.single_type = np.array(single)
         self.trained = {
             name: [np.zeros(rows, np.bool_) for rows in keys.num_rows]
             for name, keys in imported.dictionaries.items()
@@ -147,7 +159,8 @@ class GraphWriter:
     def _sorted_relations(self) -> list[str]:
         """Those of the base first; then as declared; then those found in the data, by name."""
         first = [relation.name for relation in self.base.relations] if self.base else []
-        first += [n for n in self.config.relations if n != "*" and n not in first]
+        known = set(first)
+        first += [n for n in self.config.relations if n != "*" and n not in known]
         return first + sorted(set(self.imported.relations) - set(first))
 
     def _check_sizes(self) -> None:
@@ -168,8 +181,9 @@ class GraphWriter:
 
     def _write_buckets(self, folder: Path) -> list[_Written]:
         new_id = np.empty(max(len(self.imported.relations), 1), np.uint32)
+        place_of = {name: at for at, name in enumerate(self.relations)}
         for at, name in enumerate(self.imported.relations):
-            new_id[at] = self.relations.index(name)
+            new_id[at] = place_of[name]
         for split in SPLITS:
             (folder / "edges" / split).mkdir(parents=True, exist_ok=True)
         last = LastEdges(self.config.holdout, self.imported) if self.config.holdout.last else None
@@ -211,8 +225,8 @@ class GraphWriter:
     def _policies(self, rows: NDArray[Any], bucket: Bucket) -> NDArray[Any]:
         """The rows that stay, in their order."""
         if self.config.self_loops == "drop" and len(rows):
-            same_type = self._types_equal()[rows["rel"]]
-            single = self._single_type()[rows["rel"]]
+            same_type = self.types_equal[rows["rel"]]
+            single = self.single_type[rows["rel"]]
             same_part = single | (bucket.lhs == bucket.rhs)
             rows = rows[~(same_type & same_part & (rows["lhs"] == rows["rhs"]))]
         if self.config.duplicates == "keep" or not len(rows):
@@ -226,16 +240,27 @@ class GraphWriter:
         starts = np.flatnonzero(new)
         kept = ordered[starts]
         if self.config.duplicates == "sum" and "weight" in self.imported.spool.optional:
-            kept["weight"] = np.add.reduceat(ordered["weight"].astype(np.float64), starts)
+            kept["weight"] = self._summed(ordered, starts, bucket)
         return kept[np.argsort(order[starts], kind="stable")]
 
-    def _types_equal(self) -> NDArray[np.bool_]:
-        configs = [self.imported.relation_config(name) for name in self.imported.relations]
-        return np.array([c.lhs == c.rhs for c in configs])
+    def _summed(self, ordered: NDArray[Any], starts: NDArray[np.int64], bucket: Bucket) -> Any:
+        """float32: the weights of equal edges, which begin at `starts`, as one."""
+        with np.errstate(over="ignore"):
+            total = np.add.reduceat(ordered["weight"].astype(np.float64), starts).astype("<f4")
+        if np.isfinite(total).all():
+            return total
+        row = ordered[starts[np.flatnonzero(~np.isfinite(total))[0]]]
+        names = [self._key(side, row, bucket) for side in ("lhs", "rhs")]
+        raise DataError(
+            f"The weights of the edge {names[0]} {self.imported.relations[row['rel']]} {names[1]} "
+            "add up to more than a float32 holds (3.4e38). Scale the weights down, or set "
+            'graph.duplicates to "keep" or "drop".'
+        )
 
-    def _single_type(self) -> NDArray[np.bool_]:
-        configs = [self.imported.relation_config(name) for name in self.imported.relations]
-        return np.array([self.imported.types[c.lhs].num_partitions == 1 for c in configs])
+    def _key(self, side: str, row: Any, bucket: Bucket) -> str:
+        keys = self.imported.dictionaries[self.types[side][row["rel"]]]
+        part = getattr(bucket, side) if keys.num_partitions > 1 else 0
+        return str(keys.keys(part, int(row[side]))[0].as_py())
 
     def _write_bucket(
         self,
@@ -278,11 +303,8 @@ class GraphWriter:
 
     def _mark_trained(self, rows: NDArray[Any], bucket: Bucket) -> None:
         # Threads may set the same flag at once: to the same value.
-        configs = [self.imported.relation_config(name) for name in self.imported.relations]
         for side, part in (("lhs", bucket.lhs), ("rhs", bucket.rhs)):
-            types = np.array([getattr(config, side) for config in configs])
-            for entity_type in dict.fromkeys(types.tolist()):
-                of_type = types == entity_type
+            for entity_type, of_type in self.of_type[side].items():
                 chosen = rows[side] if of_type.all() else rows[side][of_type[rows["rel"]]]
                 parts = self.trained[entity_type]
                 parts[part if len(parts) > 1 else 0][chosen] = True
@@ -335,7 +357,7 @@ class GraphWriter:
         cells = [{name: [""] * size for name in names} for size in sizes]
         unmatched = 0
         for file in sources.expand(self.config.data, config):
-            rows = 0
+            stamp, rows = provenance.stamp_of(file), 0
             pieces = readers.read_pieces(
                 file,
                 config,
@@ -356,14 +378,7 @@ class GraphWriter:
                     if (at := offset - known[part]) >= 0:
                         for name in names:
                             cells[part][name][at] = columns[name][row]
-            self.sources.append(
-                {
-                    "path": file.address,
-                    "bytes": file.num_bytes,
-                    "sha256": file.sha256(),
-                    "rows": rows,
-                }
-            )
+            self.sources.append(provenance.record(file, stamp, rows))
         self.unmatched[entity_type] = unmatched
         schema = pa.schema([(name, pa.large_string()) for name in names])
         return [pa.table(columns, schema=schema) for columns in cells]

@@ -9,11 +9,12 @@ The work lies in GRAPH.importing until it is whole. A journal there says, every 
 the spool and the dictionaries are good: a killed import goes on from it.
 """
 
+import json
 import os
 import queue
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -24,9 +25,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from partitions import durable, notes, own_buckets, readers, sources, validation
+from partitions import durable, notes, provenance, readers, sources, validation
+from partitions.cells import as_strings
 from partitions.config import GraphConfig, InputConfig, RelationConfig
 from partitions.dictionary import Dictionary, Workers
 from partitions.errors import BusyError, DataError, InputError, did_you_mean
@@ -37,7 +40,7 @@ from partitions.hashing import hash_edges, hash_keys
 from partitions.imported import Imported
 from partitions.journal import Journal, JournalEntry
 from partitions.own_buckets import OwnBuckets
-from partitions.readers import Piece
+from partitions.readers import BadRow, Piece
 from partitions.schema import SPLITS, EntityType
 from partitions.skipped import SkippedRows, path_of
 from partitions.sources import InputFile
@@ -47,7 +50,8 @@ from partitions.validation import Gate
 Progress = Callable[[str, int], None]  # (file or WRITING, rows done since the last call)
 T = TypeVar("T")
 
-_JOURNAL_S = 10.0  # how much work a kill may cost
+_JOURNAL_S = 10.0  # how much work a kill may cost,
+_JOURNAL_SHARE = 20  # or this times what the last entry took: at most 5% go into entries
 
 
 @dataclass(frozen=True)
@@ -183,36 +187,6 @@ def _clear(work: Path, kind: type[BaseException] | None, *_: object) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def is_current(config: GraphConfig, path: Path) -> bool:
-    """Whether `path` holds the graph that this config and these source files would give."""
-    durable.recover_folder(path)
-    if not (path / MANIFEST).exists():
-        return False
-    manifest = Graph(path).manifest
-    if manifest.config != config.content:
-        return False
-    try:  # a glob may match other files by now
-        files = {file.address: file for source in _sources(config) for file in source}
-    except DataError:
-        return False
-    known = {source["path"]: source for source in manifest.sources}
-    return set(files) == set(known) and all(
-        files[address].num_bytes == source["bytes"] and files[address].sha256() == source["sha256"]
-        for address, source in known.items()
-    )
-
-
-def _sources(config: GraphConfig) -> Iterator[list[InputFile]]:
-    """The files of every input, then of every type's attributes: in the order they are read."""
-    if config.own_buckets is not None:
-        yield own_buckets.files(config)
-    for source in config.inputs:
-        yield sources.expand(config.data, source)
-    for entity in config.entities.values():
-        if entity.attributes is not None:
-            yield sources.expand(config.data, entity.attributes)
-
-
 class _Reading:
     """Pass 1. Its state after any batch is what a journal entry holds."""
 
@@ -246,14 +220,17 @@ class _Reading:
             for source in config.inputs
             for file in sources.expand(config.data, source)
         ]
-        self._files = _new_files(files, base) if base else files
+        provenance.check_read_once(files)
+        self._files = provenance.new_files(files, base) if base else files
+        self._stamps = [provenance.stamp_of(file) for _, file in self._files]
         identity = {
             "config": config.content,
             "base": base.digest if base else None,
-            "files": [_stamp(file) for _, file in self._files],
+            "files": self._stamps,
             "gate": gate.identity if gate else None,
         }
         self._entry = self.journal.open(identity, self._restore)
+        self._noted_at, self._note_s = monotonic(), 0.0
         self.skipped = SkippedRows(work / "skipped.jsonl")
         if self._entry is not None:
             self.skipped.restore(self._entry.skipped_bytes, self._entry.skipped)
@@ -324,7 +301,6 @@ class _Reading:
     def run(self) -> Imported:
         begun = self._entry
         files_done, pieces_done = (begun.files_done, begun.pieces_done) if begun else (0, 0)
-        last_entry = monotonic()
         for at, (source, file) in enumerate(self._files[files_done:], start=files_done):
             done = pieces_done if at == files_done else 0
             rows = num_good = 0
@@ -340,15 +316,12 @@ class _Reading:
                             "which cut the input otherwise. Remove it and import again."
                         )
                     self.progress(file.base_name, len(piece.cells))
-                    if self.spool.is_full:
-                        self.spool.flush()
-                        if monotonic() - last_entry > _JOURNAL_S:
-                            self._note(at, number, rows)
-                            last_entry = monotonic()
-            self._note_source(file, num_good)
+                    if number > done:
+                        self._save(at, number, rows)
+            self.sources.append(provenance.record(file, self._stamps[at], num_good, source))
             if self.gate is not None:
                 self.gate.end_file(file, source)
-        self.spool.flush()
+            self._save(at + 1, 0, 0)
         self._note(len(self._files), 0, 0)
         return Imported(
             self.types,
@@ -361,13 +334,45 @@ class _Reading:
         )
 
     def _pieces(self, file: InputFile, source: InputConfig) -> Iterator[Piece]:
-        return readers.read_pieces(
+        pieces = readers.read_pieces(
             file,
             source,
             source.resolved_columns,
             skip_bad=self.config.skip_bad,
             floats=("weight",),
             times=("timestamp",),
+        )
+        if source.relation is not None or "*" in self.config.relations:
+            return pieces
+        return self._of_known_relations(pieces, file)
+
+    def _of_known_relations(self, pieces: Iterator[Piece], file: InputFile) -> Iterator[Piece]:
+        """The pieces with their relations coded; rows of one that the config lacks are bad."""
+        first_row = 0
+        for piece in pieces:
+            at = piece.rows.schema.get_field_index("rel")
+            if len(piece.rows):
+                coded = piece.rows.column(at).dictionary_encode()
+                strange = set(coded.dictionary.to_pylist()) - self.config.relations.keys()
+                if strange and not self.config.skip_bad:
+                    raise self._strange(piece, file, first_row, strange)
+                if strange:
+                    piece = _without(piece, sorted(strange))
+                else:
+                    piece = piece._replace(rows=piece.rows.set_column(at, "rel", coded))
+            first_row += len(piece.cells)
+            yield piece
+
+    def _strange(
+        self, piece: Piece, file: InputFile, first_row: int, strange: set[str]
+    ) -> DataError:
+        cells = as_strings(piece.cells.column("rel"), file, "rel")
+        row, name = min((pc.index(cells, name).as_py(), name) for name in strange)
+        hint = did_you_mean(name, list(self.config.relations))
+        return DataError(
+            f"{file} row {first_row + row + 1:,}: the relation {name} is not under "
+            f"[graph.relations]. {hint} Mend the row or the config, or import with "
+            "graph.skip_bad=true to count and skip such rows."
         )
 
     def _take(self, piece: Piece, file: InputFile, source: InputConfig, first_row: int) -> None:
@@ -378,16 +383,6 @@ class _Reading:
             self.gate.add(file.name, first_row, piece.cells, source.relation)
         if len(piece.rows):
             self._add(piece.rows, source)
-
-    def _note_source(self, file: InputFile, rows: int) -> None:
-        self.sources.append(
-            {
-                "path": file.address,
-                "bytes": file.num_bytes,
-                "sha256": file.sha256(),
-                "rows": rows,
-            }
-        )
 
     # --- one batch ---
 
@@ -410,13 +405,14 @@ class _Reading:
     def _relations_of(self, batch: pa.RecordBatch, source: InputConfig) -> NDArray[np.uint32]:
         if source.relation is not None:
             return np.full(len(batch), self._relation_id(source.relation), np.uint32)
-        coded = batch.column("rel").dictionary_encode()
+        coded = batch.column("rel")
+        if not isinstance(coded, pa.DictionaryArray):
+            coded = coded.dictionary_encode()
         ids = [self._relation_id(name) for name in coded.dictionary.to_pylist()]
         return np.array(ids, np.uint32)[coded.indices.to_numpy()]
 
     def _relation_id(self, name: str) -> int:
         if name not in self._relation_ids:
-            self._relation_config(name)
             self._add_relation(name)
         return self._relation_ids[name]
 
@@ -426,13 +422,7 @@ class _Reading:
         self._relation_hashes.append(hash_keys(pa.array([name]))[0])
 
     def _relation_config(self, name: str) -> RelationConfig:
-        found = self.config.relations.get(name) or self.config.relations.get("*")
-        if found is None:
-            hint = did_you_mean(name, list(self.config.relations))
-            raise DataError(
-                f"The data holds the relation {name}, which is not under [graph.relations]. {hint}"
-            )
-        return found
+        return self.config.relations.get(name) or self.config.relations["*"]
 
     def _add_kind(
         self,
@@ -489,7 +479,17 @@ class _Reading:
 
     # --- the journal ---
 
+    def _save(self, files_done: int, pieces_done: int, rows_done: int) -> None:
+        """Flush what is held where it is much, and note how far all is where it is time to."""
+        due = monotonic() - self._noted_at > max(_JOURNAL_S, _JOURNAL_SHARE * self._note_s)
+        if due:
+            self._note(files_done, pieces_done, rows_done)
+        elif self.spool.is_full:
+            self.spool.flush()
+
     def _note(self, files_done: int, pieces_done: int, rows_done: int) -> None:
+        start = monotonic()
+        self.spool.flush()
         self.spool.sync()
         self.journal.write(
             JournalEntry(
@@ -507,6 +507,8 @@ class _Reading:
             ),
             self.dictionaries,
         )
+        self._noted_at = monotonic()
+        self._note_s = self._noted_at - start
 
     def _restore(self, entry: JournalEntry, keys: Iterable[tuple[str, pa.Array]]) -> bool:
         """Whether the spool still holds what the entry says; else nothing is restored."""
@@ -534,38 +536,18 @@ class _Reading:
         return True
 
 
-def _new_files(
-    files: list[tuple[InputConfig, InputFile]], base: Graph
-) -> list[tuple[InputConfig, InputFile]]:
-    """Those that the graph was not made from yet; one that changed since is an error."""
-    known = {source["path"]: source for source in base.manifest.sources}
-    imported_ns = (base.path / MANIFEST).stat().st_mtime_ns
-    for _, file in files:
-        source = known.get(file.address)
-        if source and _has_changed(file, source, imported_ns):
-            raise DataError(
-                f"{file} has changed since it was imported. Append what is new as a file of its "
-                "own, or import anew with --replace."
-            )
-    new = [(source, file) for source, file in files if file.address not in known]
-    if not new:
-        raise DataError(
-            f"{base.path} was made from all {len(files)} input files already: there is nothing to "
-            "append. Name a new file under [[graph.inputs]], or let a glob match one."
+def _without(piece: Piece, strange: list[str]) -> Piece:
+    """The piece with the rows of these relations among the bad ones."""
+    left_out = pc.is_in(piece.rows.column("rel"), value_set=pa.array(strange))
+    bad = [
+        BadRow(
+            f"the relation {row['rel']} is not under [graph.relations]",
+            json.dumps(row, default=str),
+            True,
         )
-    return new
-
-
-def _stamp(file: InputFile) -> list[Any]:
-    """What tells whether a file is the one that a killed import was reading."""
-    return [file.address, file.num_bytes, file.modified_ns]
-
-
-def _has_changed(file: InputFile, source: Mapping[str, Any], since_ns: int) -> bool:
-    """By size; by digest only where the file's date is later, or an append would read all again."""
-    if file.num_bytes != source["bytes"]:
-        return True
-    return file.modified_ns > since_ns and file.sha256() != source["sha256"]
+        for row in piece.rows.filter(left_out).to_pylist()
+    ]
+    return piece._replace(rows=piece.rows.filter(pc.invert(left_out)), bad=[*piece.bad, *bad])
 
 
 def _ahead(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:

@@ -66,6 +66,7 @@ class Spool:
         self.dtype = np.dtype(_ALWAYS + [(name, _OPTIONAL[name]) for name in optional])
         self.num_rows: Counter[Place] = Counter()
         self.checksums: Counter[Place] = Counter()  # crc32 of each file's rows
+        self._unsynced: set[Place] = set()
         self._held: dict[int, list[NDArray[Any]]] = {}
         self._num_held = 0
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,6 +101,7 @@ class Spool:
     def flush(self) -> None:
         for code, pieces in self._held.items():
             place = self._place(code)
+            self._unsynced.add(place)
             with self._path(place).open("ab") as file:
                 for piece in pieces:
                     data = piece.view(np.uint8).data  # tofile would hide why a disk refuses
@@ -110,9 +112,10 @@ class Spool:
 
     def sync(self) -> None:
         """Make what was flushed survive a power cut."""
-        for place in self.num_rows:
+        for place in self._unsynced:
             with self._path(place).open("rb") as file:
                 os.fsync(file.fileno())
+        self._unsynced.clear()
 
     def holds(self, num_rows: Mapping[Place, int], checksums: Mapping[Place, int]) -> bool:
         """Whether every file begins with the rows that a journal says it held. Reads them."""

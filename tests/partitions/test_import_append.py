@@ -15,7 +15,8 @@ from partitions import durable, importer
 from partitions.config import GraphConfig
 from partitions.errors import DataError
 from partitions.graph import MANIFEST, Graph
-from partitions.importer import import_graph, is_current
+from partitions.importer import import_graph
+from partitions.provenance import difference
 from partitions.schema import SPLITS
 from tests.partitions.import_cases import (
     NAMES,
@@ -214,10 +215,10 @@ def test_attributes_grow_with_their_keys(tmp_path: Path) -> None:
 
 def test_a_graph_that_grew_is_current(tmp_path: Path, first: Graph) -> None:
     write_days(tmp_path, 1)
-    assert not is_current(config_of(tmp_path), tmp_path / "graph")
+    assert difference(config_of(tmp_path), tmp_path / "graph") is not None
     appended(tmp_path)
-    assert is_current(config_of(tmp_path), tmp_path / "graph")
-    assert is_current(config_of(tmp_path, threads=1), tmp_path / "graph")
+    assert difference(config_of(tmp_path), tmp_path / "graph") is None
+    assert difference(config_of(tmp_path, threads=1), tmp_path / "graph") is None
 
 
 # --- refusals -------------------------------------------------------------------------------------
@@ -318,6 +319,56 @@ def test_an_append_needs_a_graph(tmp_path: Path) -> None:
 def test_bad_lines_in_the_new_file_leave_the_old_graph(tmp_path: Path, first: Graph) -> None:
     write_edges(tmp_path / "day1.tsv", [*shop_edges(50), ("u", "bought")])
     assert refusal(tmp_path).startswith("day1.tsv:51: expected 5 tab-separated columns ")
+
+
+@pytest.mark.parametrize("way", ["absolute", "dots", "link"])
+def test_a_file_is_known_however_its_path_is_spelled(
+    tmp_path: Path, first: Graph, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "link.tsv").symlink_to("../day0.tsv")
+    path = {"absolute": f"{tmp_path}/day0.tsv", "dots": "sub/../day0.tsv", "link": "sub/link.tsv"}
+    inputs = [{"path": path[way], "columns": columns(*NAMES)}]
+    assert "there is nothing to append" in refusal(tmp_path, data=Path(), inputs=inputs)
+
+
+def test_a_copy_of_an_imported_file_is_one_sentence(tmp_path: Path, first: Graph) -> None:
+    (tmp_path / "day9.tsv").write_bytes((tmp_path / "day0.tsv").read_bytes())
+    assert refusal(tmp_path) == (
+        "day9.tsv holds the same bytes as day0.tsv, which was imported already: its edges would "
+        "count twice. Take it out of [[graph.inputs]]."
+    )
+
+
+def test_a_second_input_over_an_imported_file_is_imported_or_refused(
+    tmp_path: Path, first: Graph
+) -> None:
+    old = {"path": "day*.tsv", "columns": columns(*NAMES)}
+    named = {"lhs": 2, "rhs": 2, "timestamp": 4}
+    other = {"path": "day0.tsv", "relation": "again", "columns": named}
+    more = {"again": {"lhs": "item", "rhs": "item"}}
+    relations = config_of(tmp_path).model_dump()["relations"] | more
+    told = "was imported by an input with another relation, columns, split or member"
+    assert told in refusal(tmp_path, inputs=[other], relations=relations)
+    graph = appended(tmp_path, inputs=[old, other], relations=relations)
+    assert edges_of(graph).total() == 400
+    assert [batch["sources"][0]["input"]["relation"] for batch in graph.manifest.batches] == [
+        None,
+        "again",
+    ]
+    told = "there is nothing to append"
+    assert told in refusal(tmp_path, inputs=[old, other], relations=relations)
+
+
+def test_a_manifest_from_before_inputs_were_noted_still_grows(tmp_path: Path, first: Graph) -> None:
+    manifest = json.loads((first.path / MANIFEST).read_text())
+    for source in manifest["batches"][0]["sources"]:
+        del source["input"], source["resolved"]
+    (first.path / MANIFEST).write_text(json.dumps(manifest))
+    assert "there is nothing to append" in refusal(tmp_path)
+    write_days(tmp_path, 1)
+    assert edges_of(appended(tmp_path)).total() == 450
 
 
 # --- kills ----------------------------------------------------------------------------------------

@@ -205,6 +205,7 @@ def test_an_edit_is_made_before_anything_is_committed(tmp_path: Path, kind: str)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A journal entry after every piece."""
     monkeypatch.setattr(importer, "_JOURNAL_S", 0)
+    monkeypatch.setattr(importer, "_JOURNAL_SHARE", 0)
     monkeypatch.setattr(spool, "HELD_ROWS", 1)
     monkeypatch.setattr("partitions.readers._BATCH_ROWS", 100)
 
@@ -326,6 +327,27 @@ def test_the_gate_counts_lines_that_are_no_rows_and_sees_bad_cells_itself(tmp_pa
         import_graph(config_of(tmp_path, skip_bad=True), tmp_path / "graph", as_of=AS_OF)
     found = {anomaly.name: anomaly.rows for anomaly in refused.value.report.anomalies}
     assert (found["malformed_rows"], found["mixed_types"]) == (300, 300)
+
+
+def test_rows_of_a_relation_that_the_config_lacks_are_named_or_kept_aside(tmp_path: Path) -> None:
+    edges = shop_edges(50)
+    edges[6] = ("u1", "bohgt", "i1", 1.0, 5)
+    text = "".join("\t".join(map(str, edge)) + "\n" for edge in [("a", "b", "c", "d", "e"), *edges])
+    (tmp_path / "a.tsv").write_text(text.replace("\n", "\n\n", 3))  # blank lines are no rows
+    inputs = [{"path": "a.tsv", "header": True, "columns": columns(*NAMES)}]
+    config = config_of(tmp_path, inputs=inputs, gate=False)
+    sentence = (
+        r"a\.tsv row 7: the relation bohgt is not under \[graph\.relations\]\. Did you mean bought"
+    )
+    with pytest.raises(DataError, match=sentence):
+        import_graph(config, tmp_path / "graph")
+    config = config_of(tmp_path, inputs=inputs, gate=False, skip_bad=True)
+    report = import_graph(config, tmp_path / "graph")
+    assert (report.skipped_rows, sum(report.num_edges.values())) == (1, 49)
+    ((_, why, row),) = skipped(tmp_path / "graph")
+    assert why == "the relation bohgt is not under [graph.relations]"
+    assert json.loads(row)["rel"] == "bohgt"
+    assert Graph(tmp_path / "graph").manifest.sources[0]["rows"] == 49
 
 
 def test_many_lines_that_are_no_rows_do_not_fill_the_memory(

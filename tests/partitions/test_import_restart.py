@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from partitions import importer, spool
+from partitions import importer
 from partitions.config import GraphConfig
 from partitions.errors import DataError
 from partitions.graph import Graph
@@ -54,9 +54,9 @@ def config_of(folder: Path, **settings: Any) -> GraphConfig:
 
 
 def often(patch: Callable[[Any, str, Any], None] = setattr) -> None:
-    """A journal entry after every second batch."""
+    """A journal entry after every batch and every file."""
     patch(importer, "_JOURNAL_S", 0)
-    patch(spool, "HELD_ROWS", 2 * BATCH_ROWS)
+    patch(importer, "_JOURNAL_SHARE", 0)
 
 
 def die(folder: Path, place: str, call: int, append: bool = False) -> None:
@@ -126,10 +126,10 @@ def rows_added(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ("place", "call", "resumes_at"),
     [
         ("journal", 1, None),  # before anything was noted
-        ("journal", 2, 2),  # in the first file, after its first two batches
-        pytest.param(*("flush", 8, 14), marks=pytest.mark.slow),  # in the second file
-        pytest.param(*("sync", 12, 22), marks=pytest.mark.slow),
-        ("journal", 13, 24),  # all is read, but that is not noted
+        ("journal", 3, 2),  # in the first file, after its first two batches
+        pytest.param(*("flush", 12, 10), marks=pytest.mark.slow),  # in the second file
+        pytest.param(*("sync", 20, 17), marks=pytest.mark.slow),
+        ("journal", 28, 24),  # all is read, but that is not noted
         pytest.param(*("entities", 1, 24), marks=pytest.mark.slow),
         ("bucket", 9, 24),
     ],
@@ -182,7 +182,7 @@ def broken_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def failing(self: Spool) -> None:
         nonlocal calls
         calls += 1
-        if calls == 8:
+        if calls == 12:
             raise OSError(errno.ENOSPC, "No space left on device")
         original(self)
 

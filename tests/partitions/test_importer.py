@@ -20,14 +20,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partitions import spool
+from partitions import importer, spool
 from partitions.config import GraphConfig
 from partitions.errors import DataError
 from partitions.graph import MANIFEST, Graph
 from partitions.graph_writer import WRITING
 from partitions.hashing import hash_keys
-from partitions.importer import import_graph, is_current
+from partitions.importer import import_graph
+from partitions.provenance import difference
 from partitions.schema import SPLITS, Bucket
+from tests.partitions.import_cases import shop
 
 ROOT = Path(__file__).parents[2]
 Edge = tuple[str, str, str]
@@ -478,8 +480,7 @@ def test_bad_attribute_rows_are_skipped_where_that_is_asked_for(tmp_path: Path) 
     [
         (
             "u\tlikse\tm\n",
-            "The data holds the relation likse, which is not under [graph.relations]. "
-            "Did you mean likes?",
+            "e.tsv row 1: the relation likse is not under [graph.relations]. Did you mean likes?",
         ),
         ("u\tlikes\n", "e.tsv:1: expected 3 tab-separated columns (lhs, rel, rhs), found 2. "),
         ("u\tlikes\tm\nu\t\tm\n", "e.tsv:2: the rel key is empty. "),
@@ -634,22 +635,22 @@ def imported(tmp_path: Path) -> GraphConfig:
 def test_a_graph_of_this_config_and_these_files_is_current(
     tmp_path: Path, imported: GraphConfig
 ) -> None:
-    assert is_current(imported, tmp_path / "graph")
+    assert difference(imported, tmp_path / "graph") is None
     (tmp_path / "a.tsv").write_bytes((tmp_path / "a.tsv").read_bytes())  # a new date says nothing
-    assert is_current(imported, tmp_path / "graph")
+    assert difference(imported, tmp_path / "graph") is None
 
 
 def test_no_graph_is_not_current(tmp_path: Path, imported: GraphConfig) -> None:
-    assert not is_current(imported, tmp_path / "elsewhere")
+    assert difference(imported, tmp_path / "elsewhere") is not None
 
 
 @pytest.mark.parametrize("update", [{"skip_bad": True}, {"holdout": {"valid": 0.1}}, {"user": 2}])
 def test_another_config_makes_it_stale(
     tmp_path: Path, imported: GraphConfig, update: dict[str, Any]
 ) -> None:
-    assert not is_current(config_of(tmp_path, **update), tmp_path / "graph")
+    assert difference(config_of(tmp_path, **update), tmp_path / "graph") is not None
     changed = imported.model_copy(update={"skip_bad": True})
-    assert not is_current(changed, tmp_path / "graph")
+    assert difference(changed, tmp_path / "graph") is not None
 
 
 @pytest.mark.parametrize("change", ["content", "size", "removed", "title", "another file matches"])
@@ -670,11 +671,11 @@ def test_other_source_files_make_it_stale(
             update={"inputs": [imported.inputs[0].model_copy(update={"path": "*.tsv"})]}
         )
         import_graph(inputs, tmp_path / "graph")
-        assert is_current(inputs, tmp_path / "graph")
+        assert difference(inputs, tmp_path / "graph") is None
         write_edges(tmp_path / "c.tsv", some_edges(10, 3))
-        assert not is_current(inputs, tmp_path / "graph")
+        assert difference(inputs, tmp_path / "graph") is not None
         return
-    assert not is_current(imported, tmp_path / "graph")
+    assert difference(imported, tmp_path / "graph") is not None
 
 
 def test_a_damaged_manifest_is_an_error_not_an_answer(
@@ -683,5 +684,48 @@ def test_a_damaged_manifest_is_an_error_not_an_answer(
     path = tmp_path / "graph" / MANIFEST
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(DataError) as caught:
-        is_current(imported, tmp_path / "graph")
+        difference(imported, tmp_path / "graph")
     assert str(caught.value).startswith(f"{path} is not valid JSON: ")
+
+
+def test_what_differs_from_the_graph_is_named(tmp_path: Path, imported: GraphConfig) -> None:
+    path = tmp_path / "graph"
+    changed = imported.model_copy(update={"duplicates": "drop"})
+    assert difference(changed, path) == "graph.duplicates changed since it was made"
+    (file,) = [Path(source["path"]) for source in Graph(path).manifest.sources][:1]
+    file.write_bytes(file.read_bytes() + b"\n")
+    assert difference(imported, path) == f"{file} is changed since it was made"
+
+
+def test_rows_that_come_while_a_file_is_read_are_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_edges(tmp_path / "e.tsv", [("u1", "bought", "i1")])
+    take = importer._Reading._take
+
+    def growing(*arguments: Any) -> None:
+        take(*arguments)
+        with (tmp_path / "e.tsv").open("a") as file:
+            file.write("u2\tbought\ti2\n")
+
+    monkeypatch.setattr(importer._Reading, "_take", growing)
+    with pytest.raises(
+        DataError, match=r"e\.tsv changed while it was read: import again when it is"
+    ):
+        import_graph(shop(tmp_path), tmp_path / "graph")
+    assert {path.name for path in tmp_path.iterdir()} == {"e.tsv"}
+
+
+def test_summed_weights_beyond_float32_name_the_edge(tmp_path: Path) -> None:
+    inputs = [{"path": "e.tsv", "columns": {"lhs": 0, "rel": 1, "rhs": 2, "weight": 3}}]
+    lines = [("u0", "saw", "i0", 1), *[("u1", "bought", "i1", 3e38)] * 2]
+    write_edges(tmp_path / "e.tsv", lines)
+    with pytest.raises(DataError, match="edge u1 bought i1 add up to more than a float32 holds"):
+        import_graph(shop(tmp_path, inputs=inputs, duplicates="sum"), tmp_path / "graph")
+
+
+def test_two_inputs_that_read_a_file_alike_are_one_sentence(tmp_path: Path) -> None:
+    write_edges(tmp_path / "e.tsv", [("u1", "bought", "i1")])
+    inputs = [{"path": "e.tsv"}, {"path": "../" + tmp_path.name + "/*.tsv"}]
+    with pytest.raises(DataError, match=r"one file that .* read twice in the same way"):
+        import_graph(shop(tmp_path, inputs=inputs), tmp_path / "graph")

@@ -16,7 +16,8 @@ from partitions.config import GraphConfig, load
 from partitions.errors import ConfigError, DataError
 from partitions.graph import MANIFEST, Graph
 from partitions.hashing import hash_keys
-from partitions.importer import import_graph, is_current
+from partitions.importer import import_graph
+from partitions.provenance import difference
 from partitions.schema import SPLITS, Bucket
 
 Edge = tuple[str, str, str, float, int, str]
@@ -330,11 +331,11 @@ def test_hidden_files_are_left_alone(folder: Path) -> None:
 def test_it_is_current_until_a_file_changes(folder: Path) -> None:
     config = config_of(folder)
     import_graph(config, folder / "graph")
-    assert is_current(config, folder / "graph")
+    assert difference(config, folder / "graph") is None
     sources = Graph(folder / "graph").manifest.sources
     assert sum(s["rows"] for s in sources if "/edges/" in s["path"]) == 200
     write(folder, "entities/shop/part=0/only.parquet", key=["other"])
-    assert not is_current(config, folder / "graph")
+    assert difference(config, folder / "graph") is not None
 
 
 # --- growth ---------------------------------------------------------------------------------------

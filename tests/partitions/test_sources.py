@@ -15,7 +15,8 @@ from partitions import readers, sources
 from partitions.config import Column, GraphConfig, SourceConfig
 from partitions.errors import DataError
 from partitions.graph import MANIFEST, Graph
-from partitions.importer import import_graph, is_current
+from partitions.importer import import_graph
+from partitions.provenance import difference
 from partitions.sources import InputFile
 
 EDGE: dict[str, Column] = {"lhs": 0, "rhs": 1}
@@ -265,7 +266,7 @@ def test_a_graph_from_a_store_equals_the_one_from_local_files(store: Path, tmp_p
         )
         path = tmp_path / ("far" if "far" in place else "near")
         import_graph(config, path)
-        assert is_current(config, path)
+        assert difference(config, path) is None
         graphs[path.name] = {
             file.relative_to(path): file.read_bytes()
             for file in path.rglob("*")
@@ -274,7 +275,7 @@ def test_a_graph_from_a_store_equals_the_one_from_local_files(store: Path, tmp_p
         found = Graph(path).manifest.sources
         assert [s["path"] for s in found] == [f"{place}/{n}.tsv" for n in ("a", "b", "names")]
         (store / "b.tsv").write_text((store / "b.tsv").read_text() + "new\tnewer\n")
-        assert not is_current(config, path)
+        assert difference(config, path) is not None
         (store / "b.tsv").write_text((store / "b.tsv").read_text().removesuffix("new\tnewer\n"))
     assert graphs["far"] == graphs["near"]
 
