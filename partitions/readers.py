@@ -8,14 +8,16 @@ import csv
 import gzip
 import io
 import json
+import re
 import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -31,6 +33,8 @@ BLOCK_BYTES = 8 << 20  # of text; the batches of a file depend on it, not on the
 _BATCH_ROWS = 1 << 18
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _MOST_LINES = 100_000  # malformed ones of a text file that are kept to be shown
+_KEYS = ("lhs", "rel", "rhs", "weight", "timestamp", "key")  # columns that hold no prose
+_PROSE_LINES = 10  # lines of text that all have as many commas as rows are rather rows
 _COLUMN_SEPARATOR = "\x1f"  # stands in for a delimiter of several characters
 
 
@@ -171,11 +175,13 @@ def _read_text(
     stand_in = len(delimiter) > 1 or not delimiter.isascii()
     bad: list[BadRow] = []
     num_bad = 0
+    quotes = _Quotes(file, source, wanted)
 
     def on_invalid(row: Any) -> str:
         nonlocal num_bad
         if _is_blank(row.text):
             return "skip"  # which is no row
+        quotes.look_into(row.text)
         num_bad += 1
         if num_bad <= _MOST_LINES:
             why = f"expected {width} columns, found {row.actual_columns}"
@@ -208,18 +214,19 @@ def _read_text(
                 ),
             )
             for batch in batches:
+                quotes.check(batch)
                 yield pa.record_batch(
                     {name: batch.column(position) for name, position in names.items()}
                 )
         except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            rows = (
-                last_line for _, last_line, _ in _rows(file, source) if last_line > header_lines
-            )
+            rows = (row.last_line for row in _rows(file, source) if row.last_line > header_lines)
             if "Empty CSV file" in str(error) or next(rows, None) is None:
                 return
+            quotes.check_all()
             garbled = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error)
             find = _bad_bytes if garbled else _bad_line
             raise find(file, source, columns) or broken(file, error) from None
+    quotes.check()
     # Only now: the parser is ahead of the batches, by how much is chance.
     for line in bad:
         on_bad(line)
@@ -240,10 +247,47 @@ def _has_header(source: SourceConfig, columns: dict[str, Column]) -> bool:
     return any(isinstance(column, str) for column in columns.values())
 
 
+class _Quotes:
+    """Finds the quote of a .csv that nobody closed: to the parser all that follows, up to the next
+    quote or the end of the file, is one cell. It also finds no fault with text of several lines,
+    so once a cell holds a line end, the slow twin reads the file to tell one from the other.
+    """
+
+    def __init__(self, file: InputFile, source: SourceConfig, wanted: "_Wanted") -> None:
+        self._of = file, source, wanted
+        self._known = _delimiter(file, source) != ","  # whether all quotes are known to be right
+        self._suspect = False
+
+    def look_into(self, line: str) -> None:
+        """A malformed line: in the parser's threads, where no error may be raised."""
+        self._suspect = self._suspect or "\n" in line or "\r" in line
+
+    def check(self, batch: pa.RecordBatch | None = None) -> None:
+        if self._known:
+            return
+        if self._suspect or (batch is not None and any(map(_has_line_end, batch.columns))):
+            self.check_all()
+
+    def check_all(self) -> None:
+        """Raises DataError naming the line where the first such cell begins."""
+        if not self._known and (found := _open_quote(*self._of)) is not None:
+            raise found
+        self._known = True
+
+
+def _has_line_end(column: pa.Array) -> bool:
+    data = column.buffers()[2]
+    # The smallest byte first: a search for two of them takes six times as long.
+    if data is None or not data.size or np.frombuffer(data, np.uint8).min() > ord("\r"):
+        return False
+    return bool(pc.any(pc.match_substring_regex(column, "[\r\n]")).as_py())
+
+
 class _Row(NamedTuple):
     first_line: int  # counted from 1
     last_line: int  # a quoted cell may hold line ends
     cells: list[str]
+    text: str = ""  # of a row of several lines: as it stands
 
 
 def _rows(file: InputFile, source: SourceConfig) -> Iterator[_Row]:
@@ -257,13 +301,56 @@ def _rows(file: InputFile, source: SourceConfig) -> Iterator[_Row]:
     ):
         if delimiter == ",":
             csv.field_size_limit(sys.maxsize)
-            reader, last = csv.reader(lines), 0
+            held: list[str] = []  # the lines of the row at hand
+            reader, last = csv.reader(_noted(lines, held)), 0
             for cells in reader:
-                yield _Row(last + 1, reader.line_num, cells)
+                text = "".join(held) if len(held) > 1 else ""
+                yield _Row(last + 1, reader.line_num, cells, text)
                 last = reader.line_num
+                held.clear()
             return
         for number, line in enumerate(lines, start=1):
             yield _Row(number, number, line.rstrip("\r\n").split(delimiter))
+
+
+def _noted(lines: Iterable[str], held: list[str]) -> Iterator[str]:
+    for line in lines:
+        held.append(line)
+        yield line
+
+
+def _open_quote(file: InputFile, source: SourceConfig, wanted: "_Wanted") -> DataError | None:
+    """The sentence about the first quoted cell that swallowed rows."""
+    keys: set[int] = set()
+    width = 0
+    for first_line, last_line, cells, text in _rows(file, source):
+        if not width and not _is_blank("".join(cells)):
+            positions, width, _ = _text_columns(file, source, wanted.columns)
+            keys = {at for name, at in positions.items() if name in _KEYS}
+        if last_line > first_line and _swallows_rows(cells, text, keys, width):
+            count = last_line - first_line
+            return DataError(
+                f"{_line(file, source, first_line)}: a quoted cell begins here and holds whole "
+                f"rows ({count:,} line{'s' * (count != 1)}): is a quote never closed? Double it "
+                '("") or remove it.'
+            )
+    return None
+
+
+def _swallows_rows(cells: list[str], text: str, keys: set[int], width: int) -> bool:
+    """Whether a row of several lines is rather several rows; text: its lines as they stand."""
+    try:
+        next(csv.reader(io.StringIO(text, newline=""), strict=True))
+    except csv.Error:  # the quote that should close the cell is not there, or not at its end
+        return True
+    for at, cell in enumerate(cells):
+        inside = [line for line in re.split(r"\r\n|\r|\n", cell)[1:-1] if line.strip()]
+        if len(cells) != width or at in keys:
+            if any(line.count(",") >= width - 1 and all(line.split(",")) for line in inside):
+                return True
+        elif len(inside) >= _PROSE_LINES and all(line.count(",") == width - 1 for line in inside):
+            return True
+    return False
 
 
 def _is_blank(text: str) -> bool:
@@ -276,7 +363,7 @@ def _text_columns(
     """Column name -> position; how many columns the first row has; lines up to the header's end."""
     delimiter = _delimiter(file, source)
     rows = (row for row in _rows(file, source) if not _is_blank(delimiter.join(row.cells)))
-    _, last_line, first = next(rows, _Row(0, 0, []))
+    _, last_line, first, _ = next(rows, _Row(0, 0, []))
     has_header = _has_header(source, columns)
     header = [cell.strip() for cell in first] if has_header else []
     positions = {}
@@ -301,7 +388,7 @@ def _bad_line(
     _, width, header_lines = _text_columns(file, source, columns)
     delimiter = _delimiter(file, source)
     kind = {"\t": "tab", ",": "comma"}.get(delimiter, "delimiter")
-    for first_line, last_line, cells in _rows(file, source):
+    for first_line, last_line, cells, _ in _rows(file, source):
         blank = last_line <= header_lines or _is_blank(delimiter.join(cells))
         if len(cells) != width and not blank:
             return DataError(
@@ -313,7 +400,7 @@ def _bad_line(
 
 def _bad_bytes(file: InputFile, source: SourceConfig, _: dict[str, Column]) -> DataError | None:
     """The sentence about the first line that is not in the source's encoding."""
-    for first_line, _last_line, cells in _rows(file, source):
+    for first_line, _, cells, _ in _rows(file, source):
         if any("\ufffd" in cell for cell in cells):
             return DataError(
                 f"{_line(file, source, first_line)}: the bytes are not {source.encoding}. "
@@ -511,7 +598,7 @@ def _bad_value(
             "Fix the file, or import with graph.skip_bad=true to count and skip such rows."
         )
     positions, width, header_lines = _text_columns(file, source, wanted.columns)
-    for first_line, last_line, cells in _rows(file, source):
+    for first_line, last_line, cells, _ in _rows(file, source):
         is_row = last_line > header_lines and len(cells) == width  # else header or blank
         for name, position in positions.items() if is_row else ():
             cell = cells[position]

@@ -203,7 +203,7 @@ def _names(file: InputFile, columns: dict[str, Column], known: list[str]) -> dic
 def diagnosed(file: InputFile, source: SourceConfig, sentence: str) -> Anomaly:
     """The anomaly of a file that can't be read to its end; sentence: what the reader said."""
     name = "unreadable_file"
-    if _is_cut(file, source):
+    if _is_cut(file, source, sentence):
         name = "truncated_file"
     elif "has no column" in sentence:
         name = "missing_column"
@@ -212,7 +212,7 @@ def diagnosed(file: InputFile, source: SourceConfig, sentence: str) -> Anomaly:
     return Anomaly(name, sentence, 1, 0, cells=(Cell(file.name, 0, ""),), fatal=True)
 
 
-def _is_cut(file: InputFile, source: SourceConfig) -> bool:
+def _is_cut(file: InputFile, source: SourceConfig, sentence: str) -> bool:
     """Whether the file lacks the end that its format has, as far as its bytes tell."""
     if not file.num_bytes:
         return not _is_plain_text(file, source)
@@ -225,7 +225,7 @@ def _is_cut(file: InputFile, source: SourceConfig) -> bool:
     if form == "arrow":
         return head.startswith(_STREAM_END[:4]) and tail != _STREAM_END
     packed = head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK"))
-    return packed and not _is_plain_text(file, source)
+    return packed and not _is_plain_text(file, source) and "can't be read: " in sentence
 
 
 def _decodes(file: InputFile, encoding: str) -> bool:

@@ -143,7 +143,67 @@ def test_a_file_without_rows_gives_none(tmp_path: Path, text: str) -> None:
     assert rows_of(path, NAMED if text.strip() else EDGE) == []
 
 
-@given(st.lists(st.tuples(KEY, KEY, KEY)))
+OPEN_QUOTE = (
+    "a quoted cell begins here and holds whole rows ({} lines): is a quote never closed? Double it "
+    '("") or remove it.'
+)
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("column", [0, 1])
+@pytest.mark.parametrize("last", ["", 'u2600,"i2600\n', 'u2600,i"2600\n', '"u2600,i2600\n'])
+def test_a_quote_that_is_never_closed_is_an_error_wherever_the_next_one_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip_bad: bool, column: int, last: str
+) -> None:
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1 << 14)
+    lines = [f"u{n},i{n}\n" for n in range(1, 3001)]
+    lines[1000] = 'u1001,"i1001\n' if column else '"u1001,i1001\n'
+    if last:
+        lines[2599] = last
+    path = written(tmp_path / "e.csv", "".join(lines))
+    found = error_of(path, {"lhs": 0, "rhs": 1}, skip_bad=skip_bad)
+    assert found == f"e.csv:1001: {OPEN_QUOTE.format('1,599' if last else '1,999')}"
+
+
+def test_a_quote_that_is_open_over_more_than_a_block_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 1 << 10)
+    path = written(tmp_path / "e.csv", 'a,"r,b\n' + "c,r,d\n" * 5000)
+    assert error_of(path, skip_bad=True) == f"e.csv:1: {OPEN_QUOTE.format('5,000')}"
+
+
+def test_rows_between_two_cells_that_seem_quoted_are_no_key(tmp_path: Path) -> None:
+    path = written(tmp_path / "e.csv", 'a,"b\nc,d\ne,f"\ng,h\n')
+    assert error_of(path, {"lhs": 0, "rhs": 1}) == f"e.csv:1: {OPEN_QUOTE.format('2')}"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_text_of_several_lines_beside_a_key_stays(tmp_path: Path, end: str) -> None:
+    texts = [
+        f"soft, warm{end}made in Peru, by hand{end}wash cold, or don't{end}",
+        f"{end}{end}, {end}",
+        end.join(["one, two"] * 9 + ["three"] * 30),
+        f'a "quoted" word, and{end}another "one"',
+    ]
+    rows = [(f"k{n}", text) for n, text in enumerate(texts)]
+    with (tmp_path / "e.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    columns: dict[str, Column] = {"key": 0, "title": 1}
+    assert rows_of(tmp_path / "e.csv", columns, optional=("title",)) == rows
+
+
+def test_a_quote_is_found_open_in_text_beside_a_key_too(tmp_path: Path) -> None:
+    lines = [f"k{n},one, two\n" for n in range(40)]
+    lines[7], lines[30] = 'k7,"one, two\n', 'k30,one, two"\n'
+    path = written(tmp_path / "e.csv", "".join(lines))
+    columns: dict[str, Column] = {"key": 0, "title": 1}
+    found = error_of(path, columns, optional=("title",), skip_bad=True)
+    assert found == f"e.csv:8: {OPEN_QUOTE.format('23')}"
+
+
+# Cells that look like whole rows are taken for a quote that was never closed.
+@given(st.lists(st.tuples(*[KEY.filter(lambda key: key.count(",") < 2)] * 3)))
 def test_csv_reads_what_the_standard_library_writes(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]
 ) -> None:
