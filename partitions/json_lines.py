@@ -288,7 +288,7 @@ def _seconds(value: Any, name: str) -> int:
     if type(seconds) is int and seconds in _INT64:
         return seconds
     raise ValueError(
-        f"{name} is {_shown(value)}, expected seconds since 1970 or a date such as "
+        f"{name} is {_shown(value)}, expected whole seconds since 1970 or a date such as "
         "2024-05-01T12:00:00Z"
     )
 

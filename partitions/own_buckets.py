@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from partitions import dictionary, durable, edges, sources
-from partitions.cells import as_floats, as_seconds, as_strings
+from partitions.cells import as_floats, as_seconds, as_strings, shown
 from partitions.config import GraphConfig, RelationConfig
 from partitions.dictionary import Workers
 from partitions.durable import FileEntry
@@ -386,16 +386,14 @@ class OwnBuckets:
             if self.weighted:
                 weight = np.ones(len(batch), np.float32)
                 if "weight" in names:
-                    values = as_floats(_numbers(batch.column("weight"), file, "weight"))
+                    numbers = _numbers(batch.column("weight"), file, "weight")
+                    values = as_floats(numbers, file, "weight")
                     fine = pc.fill_null(pc.is_finite(values), False)
                     _check(fine, batch.column("weight"), file, start, "weight", "a finite number")
                     weight = values.to_numpy()
             if self.timed:
                 column = batch.column("timestamp")
-                try:
-                    seconds = as_seconds(column)
-                except pa.ArrowInvalid as error:
-                    raise DataError(f"{file}: column timestamp: {error}. Export it so.") from None
+                seconds = as_seconds(column, file, "timestamp")
                 _check(seconds.is_valid(), column, file, start, "timestamp", "a time")
                 time = seconds.to_numpy()
             yield Edges(sides["lhs"], rel, sides["rhs"], weight, time)
@@ -512,7 +510,7 @@ def _reading(file: InputFile) -> Iterator[None]:
 
 @contextmanager
 def _opened(file: InputFile) -> Iterator[pq.ParquetFile]:
-    with file.open_random(mapped=False) as opened, pq.ParquetFile(opened) as table:
+    with file.open_random() as opened, pq.ParquetFile(opened) as table:
         yield table
 
 
@@ -561,7 +559,7 @@ def _check(
         fine = fine.to_numpy(zero_copy_only=False)
     if not fine.all():
         row = int(np.flatnonzero(~fine)[0])
-        value = column[row].as_py()
+        value = shown(column.slice(row, 1))[0]
         found = "nothing" if value is None or value == "" else value
         raise _wrong(file, start + row, f"{name} is {found}, expected {wanted}")
 

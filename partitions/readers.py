@@ -24,7 +24,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from partitions import json_lines, sources
-from partitions.cells import as_floats, as_seconds, as_strings, seconds_of
+from partitions.cells import as_floats, as_seconds, as_strings, seconds_of, shown
 from partitions.config import Column, SourceConfig
 from partitions.errors import DataError, did_you_mean
 from partitions.sources import InputFile, broken
@@ -117,9 +117,11 @@ def _pieces(
 ) -> Iterator[Piece]:
     reader = _FORMATS[sources.format_of(file, source)]
     bad: list[BadRow] = []
+    num_rows = 0
     try:
         for cells in reader(file, source, wanted, skip_bad, bad.append):
-            rows = _checked(cells, file, source, wanted, skip_bad, bad.append)
+            rows = _checked(cells, file, source, wanted, skip_bad, bad.append, num_rows)
+            num_rows += len(cells)
             yield Piece(cells, rows, bad.copy())
             bad.clear()
         if bad:
@@ -409,6 +411,7 @@ def _bad_bytes(file: InputFile, source: SourceConfig, _: dict[str, Column]) -> D
     return None
 
 
+_A_TIME = "whole seconds since 1970 or a date"
 _FIX = "Fix the line, or import with graph.skip_bad=true to count and skip such lines."
 
 
@@ -462,7 +465,7 @@ def _read_parquet(
     file: InputFile, source: SourceConfig, wanted: _Wanted, *_: Any
 ) -> Iterator[pa.RecordBatch]:
     far = file.local is None  # then neighbouring reads are asked for together
-    with file.open_random(mapped=False) as opened, pq.ParquetFile(opened, pre_buffer=far) as table:
+    with file.open_random() as opened, pq.ParquetFile(opened, pre_buffer=far) as table:
         names = _named_columns(file, wanted.columns, table.schema_arrow.names)
         for batch in table.iter_batches(columns=list(names.values()), batch_size=_BATCH_ROWS):
             yield pa.record_batch({name: batch.column(column) for name, column in names.items()})
@@ -535,57 +538,64 @@ def _checked(
     wanted: _Wanted,
     skip_bad: bool,
     on_bad: OnBad,
+    first_row: int,
 ) -> pa.RecordBatch:
-    """The batch as non-empty strings, finite floats and times, bad rows refused or left out."""
-    arrays, good = {}, None
+    """The batch as non-empty strings, finite floats and times, bad rows refused or left out.
+    first_row: rows of the file before it."""
+    arrays, fine, good = {}, {}, None
     for name in batch.schema.names:
         column = batch.column(name)
         if name in wanted.floats:
-            values = as_floats(column)
-            fine = pc.fill_null(pc.is_finite(values), False)
+            values = as_floats(column, file, wanted.columns[name])
+            fine[name] = pc.fill_null(pc.is_finite(values), False)
         elif name in wanted.times:
-            values = as_seconds(column)
-            fine = pc.is_valid(values)
+            values = as_seconds(column, file, wanted.columns[name])
+            fine[name] = pc.is_valid(values)
         else:
             values = as_strings(column, file, wanted.columns[name])
-            fine = pc.fill_null(pc.not_equal(pc.binary_length(values), 0), False)
+            fine[name] = pc.fill_null(pc.not_equal(pc.binary_length(values), 0), False)
         if name not in wanted.optional:
-            good = fine if good is None else pc.and_(good, fine)
+            good = fine[name] if good is None else pc.and_(good, fine[name])
         else:
             values = pc.fill_null(values, "")
+            del fine[name]
         arrays[name] = values
     checked = pa.record_batch(arrays)
     num_bad = len(good) - (pc.sum(good).as_py() or 0) if good is not None else 0
     if not num_bad:
         return checked
+    bad = np.flatnonzero(~good.to_numpy(zero_copy_only=False))
     if not skip_bad:
-        raise _bad_value(file, source, wanted)
-    for cells in batch.filter(pc.invert(good)).to_pylist():
-        on_bad(BadRow(_why_bad(cells, wanted), json.dumps(cells, default=str), True))
+        bad = bad[:1]
+    rows = batch.take(pa.array(bad))
+    cells = {name: shown(rows.column(name)) for name in rows.schema.names}
+    for at, row in enumerate(bad.tolist()):
+        found = {name: column[at] for name, column in cells.items()}
+        name = next(name for name in fine if not fine[name][row].as_py())
+        why = _why_bad(name, found[name], wanted)
+        if not skip_bad:
+            raise _bad_value(file, source, wanted, first_row + row, why)
+        on_bad(BadRow(why, json.dumps(found, default=str), True))
     return checked.filter(good)
 
 
-def _why_bad(cells: dict[str, Any], wanted: _Wanted) -> str:
-    """What is wrong with a row that was not taken."""
-    for name, cell in cells.items():
-        if cell is None or cell == "":
-            if name not in wanted.optional:
-                return f"{name} is missing or empty"
-            continue
-        alone = pa.array([cell])
-        if name in wanted.floats and not pc.is_finite(as_floats(alone))[0].as_py():
-            return f"{name} is {cell!r}, expected a number"
-        if name in wanted.times and not as_seconds(alone)[0].is_valid:
-            return f"{name} is {cell!r}, expected seconds since 1970 or a date"
-    return "a cell is not what its column holds"
+def _why_bad(name: str, cell: Any, wanted: _Wanted) -> str:
+    """What is wrong with a cell that was not taken."""
+    if cell is None or cell == "":
+        return f"{name} is missing or empty"
+    expected = "a number" if name in wanted.floats else _A_TIME
+    return f"{name} is {cell!r}, expected {expected}"
 
 
 def _bad_value(
     file: InputFile,
     source: SourceConfig,
     wanted: _Wanted,
+    row: int,
+    why: str,
 ) -> DataError:
-    """The sentence about the first empty key or unreadable number, found by reading again."""
+    """The sentence about the first empty key or unreadable number; in text and JSON it is found by
+    reading again, for its line. row: counted from 0."""
     form = sources.format_of(file, source)
     if form == "json":
         with sources.opened(file, source.member) as stream:
@@ -594,8 +604,8 @@ def _bad_value(
             return _flawed(file, source, flaw)
     if form != "text":
         return DataError(
-            f"{file}: a value of {', '.join(wanted.columns)} is missing or empty. "
-            "Fix the file, or import with graph.skip_bad=true to count and skip such rows."
+            f"{file} row {row + 1:,}: {why}. Fix the row, or import with graph.skip_bad=true to "
+            "count and skip such rows."
         )
     positions, width, header_lines = _text_columns(file, source, wanted.columns)
     for first_line, last_line, cells, _ in _rows(file, source):
@@ -604,17 +614,14 @@ def _bad_value(
             cell = cells[position]
             where = _line(file, source, first_line)
             if name in wanted.floats:
-                try:
-                    fine = bool(pc.is_finite(as_floats(pa.array([cell])))[0].as_py())
-                except pa.ArrowInvalid:
-                    fine = False
-                if not fine:
+                alone = as_floats(pa.array([cell]), file, name)
+                if not pc.fill_null(pc.is_finite(alone), False)[0].as_py():
                     return DataError(f"{where}: {name} is {cell!r}, expected a number. {_FIX}")
             elif name in wanted.times:
                 if seconds_of(cell.strip()) is None:
                     return DataError(
-                        f"{where}: {name} is {cell!r}, expected seconds since 1970 or a date such "
-                        f"as 2024-05-01T12:00:00Z. {_FIX}"
+                        f"{where}: {name} is {cell!r}, expected {_A_TIME} such as "
+                        f"2024-05-01T12:00:00Z. {_FIX}"
                     )
             elif not cell and name not in wanted.optional:
                 return DataError(f"{where}: the {name} key is empty. {_FIX}")

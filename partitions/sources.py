@@ -44,6 +44,7 @@ _ENDINGS = {  # of files, and the format of what is in them
 }
 _COMPRESSED = (".gz", ".zst")
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
+_LISTED = 10  # of an archive's members, in a message
 _READ_BYTES = 8 << 20  # one request to a remote store
 
 _log = logging.getLogger(__name__)
@@ -114,10 +115,11 @@ class InputFile:
         raw = self.filesystem.open_input_file(self.path)
         return io.BufferedReader(cast(Any, raw), _READ_BYTES)
 
-    def open_random(self, *, mapped: bool = True) -> pa.NativeFile:
-        """For Arrow's own readers; memory-mapped where the file is local and that is asked for."""
+    def open_random(self) -> pa.NativeFile:
+        """For Arrow's own readers. Never memory-mapped: one who cuts the file meanwhile would kill
+        the process (SIGBUS)."""
         if self.local is not None:
-            return pa.memory_map(str(self.local)) if mapped else pa.OSFile(str(self.local))
+            return pa.OSFile(str(self.local))
         return self.filesystem.open_input_file(self.path)
 
 
@@ -323,31 +325,55 @@ def opened(file: InputFile, member: str | None = None) -> Iterator[IO[bytes]]:
     with ExitStack() as stack:
         if member is not None:
             yield _member(stack, file, member)
+        elif file.base_name.endswith(_ARCHIVES):
+            raise _no_member(stack, file)
+        elif file.suffix in _COMPRESSED and not file.num_bytes:
+            raise EOFError("it is empty, where a compressed file has a beginning and an end")
         elif file.suffix == ".gz":
             raw = stack.enter_context(file.open())
             yield cast(IO[bytes], stack.enter_context(gzip.GzipFile(fileobj=raw, mode="rb")))
         elif file.suffix == ".zst":
-            random = stack.enter_context(file.open_random(mapped=False))
+            random = stack.enter_context(file.open_random())
             yield stack.enter_context(pa.CompressedInputStream(random, "zstd"))
         else:
             yield stack.enter_context(file.open())
 
 
 def _member(stack: ExitStack, file: InputFile, member: str) -> IO[bytes]:
-    raw = stack.enter_context(file.open())
-    if file.suffix == ".zip":
-        archive = stack.enter_context(zipfile.ZipFile(raw))
-        names = archive.namelist()
-        if member in names:
+    archive, names = _archive(stack, file)
+    if member in names:
+        if isinstance(archive, tarfile.TarFile):
+            if (content := archive.extractfile(member)) is not None:
+                return stack.enter_context(content)
+        else:
             try:
                 return stack.enter_context(archive.open(member))
             except (RuntimeError, OSError) as error:  # encrypted, unknown compression, damaged
                 raise zipfile.BadZipFile(str(error)) from None
-    else:
-        tar = stack.enter_context(tarfile.TarFile.open(fileobj=raw))
-        names = tar.getnames()
-        while tar.fileobj is not None and tar.fileobj.read(_READ_BYTES):
-            pass  # to the end, where the compressed file's checksum is
-        if member in names and (content := tar.extractfile(member)) is not None:
-            return stack.enter_context(content)
     raise DataError(f"{file} has no member {member}. {did_you_mean(member, names)}")
+
+
+def _archive(
+    stack: ExitStack, file: InputFile
+) -> tuple[tarfile.TarFile | zipfile.ZipFile, list[str]]:
+    """The archive and the names of its files."""
+    raw = stack.enter_context(file.open())
+    if file.suffix == ".zip":
+        archive = stack.enter_context(zipfile.ZipFile(raw))
+        return archive, [info.filename for info in archive.infolist() if not info.is_dir()]
+    tar = stack.enter_context(tarfile.TarFile.open(fileobj=raw))
+    names = [info.name for info in tar.getmembers() if info.isfile()]
+    while tar.fileobj is not None and tar.fileobj.read(_READ_BYTES):
+        pass  # to the end, where the compressed file's checksum is
+    return tar, names
+
+
+def _no_member(stack: ExitStack, file: InputFile) -> DataError:
+    _, names = _archive(stack, file)
+    if not names:
+        return DataError(f"{file} is an archive without files. Copy or export the file again.")
+    listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    return DataError(
+        f"{file} is an archive: name one of its files as member, such as "
+        f'member = "{names[0]}". It holds {listed}.'
+    )

@@ -6,6 +6,7 @@ from its first cell to its last is a number too. A cell is missing (null, empty,
 (it does not read as its kind) or a value; nothing is dropped without being counted as one of these.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from partitions.cells import shown, whole_seconds
 from partitions.errors import DataError
 from partitions.gate.key_traits import BROKEN, scan
 
@@ -82,7 +84,7 @@ class Chunk:
         """The cell as it came, for a message."""
         if column not in self.batch.schema.names:
             return ""
-        return str(self.batch.column(column)[row].as_py())
+        return str(shown(self.batch.column(column).slice(row, 1))[0])
 
 
 def kinds_of(batch: pa.RecordBatch) -> dict[str, Kind]:
@@ -176,7 +178,7 @@ def _fill_timestamps(chunk: Chunk, name: str, column: pa.Array) -> None:
         chunk.timestamps[name] = np.full(chunk.rows, NO_TIME)
         return
     if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
-        column = column.cast(pa.timestamp("s"), safe=False).cast(pa.int64())
+        column = whole_seconds(column)
     if pa.types.is_integer(column.type):
         missing = column.is_null().to_numpy(zero_copy_only=False)
         seconds = pc.fill_null(column.cast(pa.int64()), NO_TIME).to_numpy()
@@ -188,7 +190,7 @@ def _fill_timestamps(chunk: Chunk, name: str, column: pa.Array) -> None:
         seconds[fine] = np.floor(values[fine]).astype(np.int64)
         rest = np.flatnonzero(~fine & ~missing)
         for row in rest.tolist():
-            seconds[row] = _iso(str(column[row].as_py()))
+            seconds[row] = _iso(str(shown(column.slice(row, 1))[0]))
         mistyped = ~missing & (seconds == NO_TIME)
     chunk.missing[name], chunk.mistyped[name] = missing, mistyped
     chunk.timestamps[name] = seconds
@@ -227,7 +229,7 @@ def _iso(text: str) -> int:
         moment = datetime.fromisoformat(text.strip())
     except ValueError:
         return NO_TIME
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    return math.floor((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 def _groups(

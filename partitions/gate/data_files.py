@@ -146,7 +146,7 @@ def _parquet(file: InputFile, given: Input) -> Iterator[pa.RecordBatch]:
     try:
         far = file.local is None
         with (
-            file.open_random(mapped=False) as opened,
+            file.open_random() as opened,
             pq.ParquetFile(opened, pre_buffer=far) as table,
         ):
             names = _names(file, given.columns, table.schema_arrow.names)

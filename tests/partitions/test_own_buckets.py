@@ -405,7 +405,7 @@ GOOD: dict[str, Any] = {
         ({"weight": [1, None, 2]}, "row 1 (counted from 0): weight is nothing, expected a finite"),
         ({"weight": ["1", "2", "3"]}, "column weight is of type string, expected numbers."),
         ({"timestamp": [1, 2, None]}, "row 2 (counted from 0): timestamp is nothing, expected a"),
-        ({"timestamp": [1.0, 2.0, 3.0]}, "column timestamp: a time is of type double, expected"),
+        ({"timestamp": [1.0, 2.0, 3.0]}, "column timestamp is of type double, expected"),
     ],
 )
 def test_a_bad_edge_names_file_and_row(

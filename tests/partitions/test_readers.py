@@ -36,6 +36,7 @@ def rows_of(
     columns: dict[str, Column] = EDGE,
     *,
     floats: tuple[str, ...] = (),
+    times: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
     skip_bad: bool = False,
     skipped: list[int] | None = None,
@@ -48,6 +49,7 @@ def rows_of(
         skip_bad=skip_bad,
         on_skipped=[].append if skipped is None else skipped.append,
         floats=floats,
+        times=times,
         optional=optional,
     )
     return [tuple(row.values()) for batch in batches for row in batch.to_pylist()]
@@ -350,6 +352,21 @@ def test_compressed_files_and_members_are_read(tmp_path: Path, name: str) -> Non
     assert rows_of(compressed(tmp_path / name), member=member) == ROWS
 
 
+@pytest.mark.parametrize("name", ["e.tsv.gz", "e.jsonl.zst"])
+def test_a_compressed_file_of_no_bytes_was_truncated(tmp_path: Path, name: str) -> None:
+    columns: dict[str, Column] = {"lhs": "a", "rhs": "b"}
+    assert error_of(written(tmp_path / name, b""), columns).startswith(f"{name} can't be read: ")
+
+
+@pytest.mark.parametrize("name", ["e.tar.gz", "e.tar", "e.zip", "e.tsv.zip"])
+def test_an_archive_without_a_member_lists_its_members(tmp_path: Path, name: str) -> None:
+    path = compressed(tmp_path / name)
+    assert error_of(path) == (
+        f'{name} is an archive: name one of its files as member, such as member = "in/other.tsv". '
+        "It holds in/other.tsv, in/e.tsv."
+    )
+
+
 def test_gzip_members_laid_end_to_end_are_one_file(tmp_path: Path) -> None:
     path = written(tmp_path / "e.tsv.gz", gzip.compress(b"a\tr\tb\n") + gzip.compress(b"c\tr\td\n"))
     assert rows_of(path) == [("a", "r", "b"), ("c", "r", "d")]
@@ -601,8 +618,8 @@ def test_missing_values_are_refused_or_counted(tmp_path: Path, name: str) -> Non
     table = pa.table({"l": ["a", None, "", "d"], "r": ["x"] * 4, "w": [1.0, 1.0, 1.0, np.nan]})
     path = stored(tmp_path / name, table)
     assert error_of(path, WEIGHTED, floats=("weight",)) == (
-        f"{name}: a value of lhs, rhs, weight is missing or empty. "
-        "Fix the file, or import with graph.skip_bad=true to count and skip such rows."
+        f"{name} row 2: lhs is missing or empty. "
+        "Fix the row, or import with graph.skip_bad=true to count and skip such rows."
     )
     skipped: list[int] = []
     rows = rows_of(path, WEIGHTED, floats=("weight",), skip_bad=True, skipped=skipped)
@@ -646,7 +663,103 @@ def test_keys_of_unfit_types_are_refused(
 def test_weights_of_unfit_types_are_refused(tmp_path: Path) -> None:
     table = pa.table({"l": ["a"], "r": ["b"], "w": pa.array([[1.0]])})
     path = stored(tmp_path / "e.parquet", table)
-    assert error_of(path, WEIGHTED, floats=("weight",)).startswith("e.parquet can't be read: ")
+    found = error_of(path, WEIGHTED, floats=("weight",))
+    assert found.startswith("e.parquet: column 2 is of type list<")
+    assert found.endswith(", expected numbers. Cast the column, or leave it out.")
+
+
+@pytest.mark.parametrize(
+    ("column", "names", "sentence"),
+    [
+        (
+            pa.array([1, 2], pa.date32()),
+            {"floats": ("x",)},
+            "column x is of type date32[day], expected numbers",
+        ),
+        (
+            pa.array([1.5, 2.0]),
+            {"times": ("x",)},
+            "column x is of type double, expected whole seconds, a timestamp or a date",
+        ),
+        (pa.array([b"a", b"\xff"]), {}, "column x holds bytes that are not utf-8"),
+    ],
+)
+def test_a_column_of_an_unfit_type_is_named(
+    tmp_path: Path, column: pa.Array, names: dict[str, Any], sentence: str
+) -> None:
+    path = stored(tmp_path / "e.parquet", pa.table({"l": ["a", "b"], "x": column}))
+    columns: dict[str, Column] = {"lhs": "l", "x": "x"}
+    assert error_of(path, columns, skip_bad=True, **names).startswith(f"e.parquet: {sentence}. ")
+
+
+EXTREMES = {
+    "ns": pa.array([1, None, -(2**63)], pa.timestamp("ns")),
+    "us": pa.array([2**63 - 1, None, -(2**63)], pa.timestamp("us")),
+    "utc": pa.array([2**62, None, 1], pa.timestamp("us", "UTC")),
+    "date": pa.array([2**31 - 1, None, -(2**31)], pa.date32()),
+    "coded": pa.array([1, None, 2], pa.timestamp("ns")).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("kind", EXTREMES)
+@pytest.mark.parametrize("name", ["e.parquet", "e.arrow"])
+def test_times_that_python_can_not_hold_are_read_and_left_out(
+    tmp_path: Path, name: str, kind: str
+) -> None:
+    table = pa.table({"l": ["a", "b", ""], "r": ["x", "y", "z"], "t": EXTREMES[kind]})
+    path = stored(tmp_path / name, table)
+    columns: dict[str, Column] = {"lhs": "l", "rhs": "r", "timestamp": "t"}
+    skipped: list[int] = []
+    rows = rows_of(path, columns, times=("timestamp",), skip_bad=True, skipped=skipped)
+    assert [row[:2] for row in rows] == [("a", "x")] and sum(skipped) == 2
+    assert error_of(path, columns, times=("timestamp",)).startswith(
+        f"{name} row 2: timestamp is missing or empty. Fix the row, or import with"
+    )
+
+
+def test_decimals_and_bytes_of_a_bad_row_are_shown(tmp_path: Path) -> None:
+    from decimal import Decimal
+
+    table = pa.table({"l": [b"a", b""], "r": [b"x", b"y"], "w": [Decimal("1.5"), Decimal("2.5")]})
+    path = stored(tmp_path / "e.parquet", table)
+    assert rows_of(path, WEIGHTED, floats=("weight",), skip_bad=True) == [("a", "x", 1.5)]
+
+
+@pytest.mark.parametrize(
+    ("weight", "found"), [(np.nan, "nan"), (np.inf, "inf"), (1e300, "1e+300"), ("0x10", "'0x10'")]
+)
+@pytest.mark.parametrize("name", ["e.parquet", "e.arrow"])
+def test_a_bad_value_of_a_table_names_its_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, weight: Any, found: str
+) -> None:
+    monkeypatch.setattr(readers, "_BATCH_ROWS", 10)
+    good = "1" if isinstance(weight, str) else 1.0
+    weights = [good] * 25 + [weight] + [good] * 4
+    path = stored(tmp_path / name, pa.table({"l": ["a"] * 30, "r": ["b"] * 30, "w": weights}))
+    assert error_of(path, WEIGHTED, floats=("weight",)) == (
+        f"{name} row 26: weight is {found}, expected a number. Fix the row, or import with "
+        "graph.skip_bad=true to count and skip such rows."
+    )
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns", "s"])
+def test_a_time_before_1970_is_rounded_down(tmp_path: Path, unit: str) -> None:
+    ticks = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    times = pa.array([-ticks, -ticks // 2, -1, 0, ticks // 2, ticks], pa.timestamp(unit, "UTC"))
+    path = stored(tmp_path / "e.parquet", pa.table({"l": ["a"] * 6, "r": ["b"] * 6, "t": times}))
+    columns: dict[str, Column] = {"lhs": "l", "rhs": "r", "timestamp": "t"}
+    source = SourceConfig(path="e.parquet")
+    (batch,) = readers.read(sources.local(path), source, columns, times=("timestamp",))
+    assert batch.column("timestamp").to_pylist() == [-1, -1, -1, 0, ticks // 2 // ticks, 1]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux")
+def test_an_arrow_file_is_not_mapped_for_it_may_be_cut_while_it_is_read(tmp_path: Path) -> None:
+    table = pa.table({"l": ["a"] * 999, "r": ["b"] * 999})
+    path = stored(tmp_path / "e.arrow", table)
+    batches = readers.read(sources.local(path), SourceConfig(path="e.arrow"), {"lhs": 0, "rhs": 1})
+    next(batches)
+    assert str(path) not in Path("/proc/self/maps").read_text()
 
 
 @pytest.mark.parametrize("name", BINARY)
@@ -741,7 +854,7 @@ def test_a_time_is_read_as_seconds(
     columns: dict[str, Column] = {"lhs": 0, "rhs": 1, "timestamp": 2}
     file, source = sources.local(path), SourceConfig(path="e.tsv")
     if seconds is None:
-        with pytest.raises(DataError, match=rf"e\.tsv:2: timestamp is '{cell}', expected seconds"):
+        with pytest.raises(DataError, match=rf"e\.tsv:2: timestamp is '{cell}', expected whole"):
             list(readers.read(file, source, columns, times=("timestamp",)))
     else:
         (batch,) = readers.read(file, source, columns, times=("timestamp",))

@@ -173,9 +173,12 @@ def test_a_bad_line_is_named_and_can_be_skipped(
         ('"w": "x"', 'weight is "x", expected a number'),
         ('"w": true', "weight is true, expected a number"),
         ('"w": null', "weight is missing: w is null or not there"),
-        ('"w": 1, "t": 1.5', "timestamp is 1.5, expected seconds since 1970 or a date such as"),
-        ('"w": 1, "t": "noon"', 'timestamp is "noon", expected seconds since 1970 or a date'),
-        ('"w": 1, "t": 9223372036854775808', "timestamp is 9223372036854775808, expected seconds"),
+        (
+            '"w": 1, "t": 1.5',
+            "timestamp is 1.5, expected whole seconds since 1970 or a date such as",
+        ),
+        ('"w": 1, "t": "noon"', 'timestamp is "noon", expected whole seconds since 1970 or a date'),
+        ('"w": 1, "t": 9223372036854775808', "timestamp is 9223372036854775808, expected whole"),
     ],
 )
 def test_a_number_that_is_none_names_its_line(tmp_path: Path, field: str, what: str) -> None:

@@ -3,11 +3,13 @@
 import gzip
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from partitions import validation
 from partitions.config import SourceConfig
-from partitions.gate.anomalies import Anomaly
+from partitions.gate.anomalies import Anomaly, Report
 from partitions.gate.data_files import Input
 from partitions.validation import Gate
 
@@ -25,3 +27,37 @@ def test_a_quote_that_is_never_closed_makes_a_file_unreadable(tmp_path: Path, na
     (found,) = anomalies_of(tmp_path / name)
     assert (found.name, found.fatal) == ("unreadable_file", True)
     assert found.what.startswith(f"{tmp_path / name}:6: a quoted cell begins here and holds whole")
+
+
+@pytest.mark.parametrize("name", ["e.tsv.gz", "e.tsv.zst"])
+def test_a_compressed_file_of_no_bytes_is_truncated(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    (found,) = anomalies_of(tmp_path / name)
+    assert (found.name, found.fatal) == ("truncated_file", True)
+
+
+@pytest.mark.parametrize("unit", ["ns", "us"])
+def test_an_anomaly_among_times_that_python_can_not_hold_shows_them(
+    tmp_path: Path, unit: str
+) -> None:
+    columns = {name: name for name in ("lhs", "rhs", "timestamp")}
+    given = Input(tmp_path, SourceConfig(path="e.parquet"), dict(columns), "knows")
+
+    def report_of(times: list[int]) -> Report:
+        keys = [f"k{n % 50}" for n in range(len(times))]
+        table = {
+            "lhs": keys,
+            "rhs": [f"i{key}" for key in keys],
+            "timestamp": pa.array(times, pa.timestamp(unit)),
+        }
+        pq.write_table(pa.table(table), tmp_path / "e.parquet")
+        gate = Gate(schema, None, {"knows": ("user", "user")}, 1_000_000)
+        return validation.stream(gate, [given])
+
+    schema = None
+    ticks = {"us": 10**6, "ns": 10**9}[unit]
+    times = [n * 100 * ticks + 1 for n in range(9000)]
+    schema = report_of(times).schema
+    found = report_of([*times, 2**63 - 1])
+    cells = " ".join(str(cell) for anomaly in found.anomalies for cell in anomaly.cells)
+    assert ("2262-04-11" if unit == "ns" else "out of range") in cells
