@@ -11,7 +11,11 @@ import typer
 
 from partitions.commands import AsOf, moment_of
 
-Config = Annotated[Path, typer.Argument(help="TOML file with your settings.", show_default=False)]
+Config = Annotated[
+    Path,
+    # readable: partitions.config says it in a sentence
+    typer.Argument(help="TOML file with your settings.", show_default=False, readable=False),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings that differ, such as train.lr=0.05.", show_default=False),

@@ -8,13 +8,14 @@ from rich.table import Table
 
 from partitions.config import RunConfig, load
 from partitions.description import TypeDescription, band_name, describe_types
-from partitions.graph import Graph
+from partitions.errors import DataError
+from partitions.graph import MANIFEST, Graph
 from partitions.schema import SPLITS
 
 
 def show(path: Path) -> None:
-    """path: a graph folder, or a config whose run has one."""
-    graph = Graph(path if path.is_dir() else load(path).table("run", RunConfig).graph)
+    """path: a graph folder, that of its run, or a config whose run has one."""
+    graph = Graph(_graph_of(path))
     console = Console()
     for description in describe_types(graph):
         console.print(_degrees(description))
@@ -22,6 +23,17 @@ def show(path: Path) -> None:
         console.print(f"largest hubs: {hubs}\n", markup=False, highlight=False)
     console.print(_relations(graph))
     console.print(_balance(graph))
+
+
+def _graph_of(path: Path) -> Path:
+    if not path.exists():
+        raise DataError(f"{path} is missing: name a graph's folder, or the TOML file of its run.")
+    if not path.is_dir():
+        return load(path).table("run", RunConfig).graph
+    inside = RunConfig(dir=path).graph
+    if not (path / MANIFEST).exists() and inside.is_dir():
+        return inside
+    return path if path.name not in ("", "..") else path.resolve()  # "." has no name to look beside
 
 
 def _degrees(description: TypeDescription) -> Table:

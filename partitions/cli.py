@@ -31,6 +31,12 @@ _DISK = {
     errno.ENOTDIR: "a file is where a folder belongs; move it or choose another [run] dir",
     errno.EEXIST: "a file is where a folder belongs; move it or choose another [run] dir",
     errno.EFBIG: "the file grew past the allowed size; raise the limit and run the command again",
+    errno.ENAMETOOLONG: "the name is too long; choose a shorter path",
+    errno.EISDIR: "a folder is where a file belongs; move it or choose another [run] dir",
+    errno.ELOOP: "its links lead in a circle; mend the path",
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n) and run the command again",
+    errno.ENFILE: "too many files are open on this machine; run the command again later",
+    errno.ESTALE: "the network folder was replaced meanwhile; run the same command again",
 }
 
 
@@ -76,7 +82,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in _DISK:
             raise
-        sys.exit(_fail(f"{error.filename or 'writing'}: {_DISK[error.errno]}."))
+        sys.exit(_fail(f"{error.filename or 'writing to disk'}: {_DISK[error.errno]}."))
     except KeyboardInterrupt:
         sys.exit(130)
 

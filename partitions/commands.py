@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 _TABLE_WIDTH = 120  # columns of a terminal in which a table of distances cuts nothing
 
-Config = Annotated[Path, typer.Argument(help="TOML file with your settings.", show_default=False)]
+Config = Annotated[
+    Path,
+    # readable: partitions.config says it in a sentence
+    typer.Argument(help="TOML file with your settings.", show_default=False, readable=False),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(help="Settings that differ, such as run.dir=runs/b.", show_default=False),

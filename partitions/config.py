@@ -7,7 +7,6 @@ this floor owns `[run]` and `[graph]`. Unknown keys are errors that name the nea
 Relative paths are relative to the folder the command runs in.
 """
 
-import codecs
 import math
 import re
 import tomllib
@@ -86,11 +85,27 @@ class SourceConfig(Table):
     @field_validator("encoding")
     @classmethod
     def _is_known(cls, value: str) -> str:
+        text = "a\tb,c\n"  # some codecs are not of text (rot13), or not of any (idna, undefined)
         try:
-            codecs.lookup(value)
-        except LookupError:
-            raise ValueError(f"there is no text encoding named {value}") from None
+            fine = text.encode(value).decode(value) == text and value.lower() != "idna"
+        except (LookupError, UnicodeError, ValueError):
+            fine = False
+        if not fine:
+            raise ValueError(f"there is no text encoding named {value}")
         return value
+
+    @model_validator(mode="after")
+    def _has_delimiter(self) -> "SourceConfig":
+        delimiter = self.delimiter or ","
+        if set(delimiter) & set("\0\r\n"):
+            raise ValueError(f"delimiter {delimiter!r} holds NUL or a line end, which can't divide")
+        try:
+            delimiter.encode(self.encoding)
+        except UnicodeError:
+            raise ValueError(
+                f"delimiter {delimiter!r} can't be written in the encoding {self.encoding}"
+            ) from None
+        return self
 
 
 class AttributesConfig(SourceConfig):
@@ -331,6 +346,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise ConfigError(f"{path} is missing: name a TOML file with your settings.") from None
     except IsADirectoryError:
         raise ConfigError(f"{path} is a folder: name a TOML file with your settings.") from None
+    except OSError as error:
+        reason = (error.strerror or "no reason given").lower()
+        raise ConfigError(f"{path} can't be read: {reason}. Mend it, or name another.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
     return from_tables(tables, overrides, str(path))
@@ -343,7 +361,20 @@ def from_tables(
     changed = deepcopy(dict(tables))
     for override in overrides:
         _apply(changed, override)
+    if (where := _nul_in(changed)) is not None:
+        raise ConfigError(f"{name}: {where} holds the character NUL: remove it.")
     return Settings(name, changed)
+
+
+def _nul_in(value: Any) -> str | None:
+    """The dotted name of a setting with a NUL in it, which no path and no name may hold."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, part in inside:
+        if isinstance(part, str) and "\0" in part:
+            return str(name)
+        if isinstance(part, dict | list) and (found := _nul_in(part)) is not None:
+            return f"{name}.{found}"
+    return None
 
 
 def _apply(tables: dict[str, Any], override: str) -> None:

@@ -1,11 +1,14 @@
 """The graph directory, and its manifest graph.json (this module owns its format).
 
-graph.json                        format version, types, relations, counts, digests, sources
+graph.json                        format version, types, relations, counts, digests, sources;
+                                  and a digest of its own content (older ones have none)
 entities/TYPE/keys-PPP.arrow      dictionary of one partition (dictionary.py)
 entities/TYPE/attributes-PPP.arrow  one row per key, columns of text to show; where given
 edges/SPLIT/LLL-RRR.arrow         one bucket (edges.py); only buckets that have edges
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,6 +28,10 @@ from partitions.schema import SPLITS, Bucket, EntityType, RelationType, Slot
 
 FORMAT_VERSION = 1
 MANIFEST = "graph.json"
+_NAMES = {
+    *("format_version", "entity_types", "relations", "buckets", "batches", "ancestors", "config"),
+    "partitioning",
+}
 _REMEDY = "Import the graph again."
 
 
@@ -58,6 +65,10 @@ class GraphManifest:
         return {file.path for files in [*groups, *self.edge_files.values()] for file in files}
 
     def as_json(self) -> dict[str, Any]:
+        value = self._as_json()
+        return {**value, "digest": _digest_of(value)}
+
+    def _as_json(self) -> dict[str, Any]:
         return {
             "format_version": FORMAT_VERSION,
             "entity_types": [
@@ -101,6 +112,12 @@ class GraphManifest:
 
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "GraphManifest":
+        """Raises KeyError, TypeError, ValueError or AttributeError for what is no manifest."""
+        rest = {name: part for name, part in value.items() if name != "digest"}
+        if odd := set(rest) - _NAMES:
+            raise ValueError(f"{min(odd)} is not known here")
+        if "digest" in value and value["digest"] != _digest_of(rest):  # older ones have none
+            raise ValueError("its digest is not that of its content")
         types = [EntityType(t["name"], len(t["partitions"])) for t in value["entity_types"]]
         slots = {
             Slot(t["name"], at): part
@@ -108,6 +125,10 @@ class GraphManifest:
             for at, part in enumerate(t["partitions"])
         }
         buckets = {(b["split"], Bucket(b["lhs"], b["rhs"])): b for b in value["buckets"]}
+        named = {end for r in value["relations"] for end in (r["lhs"], r["rhs"])}
+        unknown = named - {t.name for t in types} or {split for split, _ in buckets} - {*SPLITS}
+        if unknown:
+            raise ValueError(f"{min(unknown)} is not known here")
         return GraphManifest(
             entity_types=types,
             relations=[RelationType(r["name"], r["lhs"], r["rhs"]) for r in value["relations"]],
@@ -128,6 +149,12 @@ class GraphManifest:
             config=value["config"],
             partitioning=value["partitioning"],
         )
+
+
+def _digest_of(value: Mapping[str, Any]) -> str:
+    """Of the content, however it is laid out: sha256 (hex) of its shortest JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _as_json(files: Sequence[FileEntry]) -> list[dict[str, Any]]:
@@ -160,7 +187,7 @@ class Graph:
             )
         try:
             self.manifest = GraphManifest.from_json(value)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{manifest_path} was altered: {error!r}. {_REMEDY}") from None
         self.digest = durable.sha256_of(manifest_path)
         self.relations = self.manifest.relations

@@ -504,7 +504,7 @@ def _reading(file: InputFile) -> Iterator[None]:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            raise sources.cant_read(file, error) from None
         raise sources.broken(file, error) from None
 
 

@@ -22,7 +22,7 @@ class _RowsPerSecond(ProgressColumn):
 def rows_bar(console: Console, unit: str = "rows") -> Progress:
     """Shown on a terminal only, and gone when done. Tasks without a total show no time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a file's name may hold brackets
         BarColumn(),
         TextColumn("{task.completed:,} " + unit),
         _RowsPerSecond(),

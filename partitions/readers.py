@@ -4,6 +4,7 @@ Text goes through Arrow's block parser. Where it meets a malformed line it can't
 file is read once more, line by line, only to name the line: the fast file stays free of counting.
 """
 
+import codecs
 import csv
 import gzip
 import io
@@ -34,6 +35,7 @@ _BATCH_ROWS = 1 << 18
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _MOST_LINES = 100_000  # malformed ones of a text file that are kept to be shown
 _KEYS = ("lhs", "rel", "rhs", "weight", "timestamp", "key")  # columns that hold no prose
+_WIDEST = 10_000  # columns, where the first row has fewer: each costs memory
 _PROSE_LINES = 10  # lines of text that all have as many commas as rows are rather rows
 _COLUMN_SEPARATOR = "\x1f"  # stands in for a delimiter of several characters
 
@@ -131,17 +133,79 @@ def _pieces(
         raise broken(file, error) from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise
+            raise sources.cant_read(file, error) from None
         raise broken(file, error) from None
 
 
 # --- text ----------------------------------------------------------------------------------------
 
 
+class _StandsThere(Exception):
+    """The text holds the character that is to stand in for its delimiter."""
+
+
+class _Utf8:
+    """A stream in another encoding, read as UTF-8: there a delimiter's bytes are nothing else."""
+
+    def __init__(self, stream: IO[bytes], encoding: str) -> None:
+        self._stream, self._decoder = stream, codecs.getincrementaldecoder(encoding)()
+
+    def read(self, size: int) -> bytes:
+        while block := self._stream.read(size):
+            if text := self._decoder.decode(block):
+                return text.encode()
+        return self._decoder.decode(b"", True).encode()
+
+
+class _Utf8Lines(io.RawIOBase):
+    """A byte stream without the lines that are not UTF-8; those of the header are mended."""
+
+    def __init__(
+        self, stream: IO[bytes], header_lines: int, on_garbled: Callable[[str], None]
+    ) -> None:
+        self._stream, self._header_lines, self._on_garbled = stream, header_lines, on_garbled
+        self._kept: list[bytes] = []  # the beginning of a line
+        self._ready = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            block = self._stream.read(BLOCK_BYTES)
+            end = max(block.rfind(b"\n"), block.rfind(b"\r")) + 1
+            if block and not end:
+                self._kept.append(block)
+                continue
+            self._ready = self._good(b"".join([*self._kept, block[:end]]))
+            self._kept = [block[end:]]
+            if not block:
+                break
+        taken, self._ready = self._ready[: len(buffer)], self._ready[len(buffer) :]
+        buffer[: len(taken)] = taken
+        return len(taken)
+
+    def _good(self, lines: bytes) -> bytes:
+        header, self._header_lines = self._header_lines, 0
+        try:
+            lines.decode()
+            return lines
+        except UnicodeDecodeError:
+            pass
+        good = []
+        for at, line in enumerate(lines.splitlines(keepends=True)):
+            text = line.decode("utf-8", "replace")
+            if at < header or text.encode() == line:
+                good.append(text.encode())
+            else:
+                self._on_garbled(text.rstrip("\r\n"))
+        return b"".join(good)
+
+
 class _OneDelimiter(io.RawIOBase):
     """A byte stream with a long delimiter replaced by a short one, for the block parser."""
 
-    def __init__(self, stream: IO[bytes], old: bytes, new: bytes) -> None:
+    def __init__(self, stream: IO[bytes] | _Utf8, old: bytes, new: bytes) -> None:
         self._stream, self._old, self._new = stream, old, new
         self._kept = b""  # a possible first half of a delimiter at the end of the last block
         self._ready = b""  # replaced already, more than the last buffer could take
@@ -152,6 +216,8 @@ class _OneDelimiter(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         while not self._ready:
             block = self._stream.read(len(buffer))
+            if self._new in block:
+                raise _StandsThere
             text = (self._kept + block).replace(self._old, self._new)
             halves = (n for n in range(len(self._old) - 1, 0, -1) if text.endswith(self._old[:n]))
             keep = next(halves, 0) if block else 0
@@ -190,11 +256,21 @@ def _read_text(
             bad.append(BadRow(why, row.text, False))
         return "skip" if skip_bad else "error"
 
+    leave_out = skip_bad and _is_utf8(
+        source
+    )  # lines that are not UTF-8: other encodings are all or nothing
+
+    def on_garbled(line: str) -> None:
+        nonlocal num_bad
+        num_bad += 1
+        if num_bad <= _MOST_LINES:
+            bad.append(BadRow(f"the bytes are not {source.encoding}", line, False))
+
     with sources.opened(file, source.member) as stream:
+        if leave_out:
+            stream = io.BufferedReader(_Utf8Lines(stream, header_lines, on_garbled))
         if stand_in:
-            stream = io.BufferedReader(
-                _OneDelimiter(stream, delimiter.encode(source.encoding), _COLUMN_SEPARATOR.encode())
-            )
+            stream = _with_one_delimiter(stream, delimiter, source)
         try:
             batches = pyarrow.csv.open_csv(
                 stream,
@@ -202,7 +278,7 @@ def _read_text(
                     column_names=[str(i) for i in range(width)],
                     skip_rows=header_lines,
                     block_size=BLOCK_BYTES,
-                    encoding=source.encoding,
+                    encoding="utf8" if stand_in else source.encoding,
                 ),
                 parse_options=pyarrow.csv.ParseOptions(
                     delimiter=_COLUMN_SEPARATOR if stand_in else delimiter,
@@ -220,20 +296,45 @@ def _read_text(
                 yield pa.record_batch(
                     {name: batch.column(position) for name, position in names.items()}
                 )
-        except (pa.ArrowInvalid, UnicodeDecodeError) as error:
-            rows = (row.last_line for row in _rows(file, source) if row.last_line > header_lines)
-            if "Empty CSV file" in str(error) or next(rows, None) is None:
+        except (pa.ArrowInvalid, UnicodeDecodeError, _StandsThere) as error:
+            if (flaw := _text_flaw(file, source, columns, quotes, error)) is None:
                 return
-            quotes.check_all()
-            garbled = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error)
-            find = _bad_bytes if garbled else _bad_line
-            raise find(file, source, columns) or broken(file, error) from None
+            raise flaw from None
     quotes.check()
     # Only now: the parser is ahead of the batches, by how much is chance.
     for line in bad:
         on_bad(line)
     for _ in range(num_bad - len(bad)):
         on_bad(_UNKEPT)
+
+
+def _is_utf8(source: SourceConfig) -> bool:
+    return codecs.lookup(source.encoding).name in ("utf-8", "utf-8-sig")
+
+
+def _with_one_delimiter(stream: IO[bytes], delimiter: str, source: SourceConfig) -> IO[bytes]:
+    utf8 = stream if _is_utf8(source) else _Utf8(stream, source.encoding)
+    return io.BufferedReader(_OneDelimiter(utf8, delimiter.encode(), _COLUMN_SEPARATOR.encode()))
+
+
+def _text_flaw(
+    file: InputFile,
+    source: SourceConfig,
+    columns: dict[str, Column],
+    quotes: "_Quotes",
+    error: Exception,
+) -> DataError | None:
+    """The sentence about what the block parser met; None where that is a file without rows."""
+    _, _, header_lines = _text_columns(file, source, columns)
+    rows = (row.last_line for row in _rows(file, source) if row.last_line > header_lines)
+    if "Empty CSV file" in str(error) or next(rows, None) is None:
+        return None
+    quotes.check_all()
+    if isinstance(error, _StandsThere):
+        return _stand_in_line(file, source)
+    garbled = isinstance(error, UnicodeDecodeError) or "invalid UTF8" in str(error)
+    find = _bad_bytes if garbled else _bad_line
+    return find(file, source, columns) or broken(file, error)
 
 
 def _delimiter(file: InputFile, source: SourceConfig) -> str:
@@ -374,12 +475,23 @@ def _text_columns(
             if first and column not in header:
                 hint = did_you_mean(column, header)
                 raise DataError(f"{file}:1: the header has no column {column}. {hint}")
+            if header.count(column) > 1:
+                raise DataError(
+                    f"{file}:1: the header has {header.count(column)} columns {column}. Rename all "
+                    "but one, or name columns by their positions."
+                )
             positions[name] = header.index(column) if first else 0
         else:
             positions[name] = column
     # Without a header the mapping itself says how wide a row must be at least: a first line that
     # lacks a column is the malformed one, not the measure of the others.
     width = max(len(first), max(positions.values()) + 1)
+    if width > max(len(first), _WIDEST):
+        name = max(positions, key=lambda name: positions[name])
+        raise DataError(
+            f"{file}:{last_line} has {len(first)} columns, so there is no column {width - 1} "
+            f"(counted from 0) for {name}. Mend columns."
+        )
     return positions, width, last_line if has_header else 0
 
 
@@ -400,15 +512,30 @@ def _bad_line(
     return None
 
 
-def _bad_bytes(file: InputFile, source: SourceConfig, _: dict[str, Column]) -> DataError | None:
+def _bad_bytes(
+    file: InputFile, source: SourceConfig, columns: dict[str, Column]
+) -> DataError | None:
     """The sentence about the first line that is not in the source's encoding."""
-    for first_line, _, cells, _ in _rows(file, source):
-        if any("\ufffd" in cell for cell in cells):
+    skip = ", or import with graph.skip_bad=true to count and skip such lines"
+    skip = skip if _is_utf8(source) else ""
+    for row in _rows(file, source):
+        if any("\ufffd" in cell for cell in row.cells):
             return DataError(
-                f"{_line(file, source, first_line)}: the bytes are not {source.encoding}. "
-                'Name the file\'s encoding beside its path, such as encoding = "latin-1".'
+                f"{_line(file, source, row.first_line)}: the bytes are not {source.encoding}. "
+                f'Name the file\'s encoding beside its path, such as encoding = "latin-1"{skip}.'
             )
     return None
+
+
+def _stand_in_line(file: InputFile, source: SourceConfig) -> DataError:
+    """The sentence about the first line that holds the character U+001F."""
+    rows = (
+        row.first_line for row in _rows(file, source) if _COLUMN_SEPARATOR in "".join(row.cells)
+    )
+    return DataError(
+        f"{_line(file, source, next(rows, 0))}: the line holds the character U+001F, which can't "
+        "stand beside a delimiter of several characters. Remove it."
+    )
 
 
 _A_TIME = "whole seconds since 1970 or a date"
@@ -564,6 +691,7 @@ def _checked(
     num_bad = len(good) - (pc.sum(good).as_py() or 0) if good is not None else 0
     if not num_bad:
         return checked
+    assert good is not None
     bad = np.flatnonzero(~good.to_numpy(zero_copy_only=False))
     if not skip_bad:
         bad = bad[:1]

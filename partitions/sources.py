@@ -8,10 +8,12 @@ Names that begin with `.` or `_` are other programs' notes (Spark's `_SUCCESS`, 
 no folder and no wildcard reaches them, only a pattern that spells the first character out.
 """
 
+import errno
 import gzip
 import hashlib
 import io
 import logging
+import os
 import tarfile
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -26,7 +28,6 @@ from urllib.parse import quote, unquote
 import pyarrow as pa
 import pyarrow.fs
 
-from partitions import durable
 from partitions.config import SourceConfig
 from partitions.errors import DataError, did_you_mean
 
@@ -86,22 +87,20 @@ class InputFile:
 
     @property
     def num_bytes(self) -> int:
-        if self.local is not None:
-            return self.local.stat().st_size
         with _reaching(self.name):
+            if self.local is not None:
+                return self.local.stat().st_size
             return int(self.filesystem.get_file_info(self.path).size)
 
     @property
     def modified_ns(self) -> int:
         """When it was last written, in ns since 1970; 0 where its store can't say."""
-        if self.local is not None:
-            return self.local.stat().st_mtime_ns
         with _reaching(self.name):
+            if self.local is not None:
+                return self.local.stat().st_mtime_ns
             return int(self.filesystem.get_file_info(self.path).mtime_ns or 0)
 
     def sha256(self) -> str:
-        if self.local is not None:
-            return durable.sha256_of(self.local)
         digest = hashlib.sha256()
         with _reaching(self.name), self.open() as stream:
             while block := stream.read(_READ_BYTES):
@@ -111,7 +110,8 @@ class InputFile:
     def open(self) -> IO[bytes]:
         """The bytes as they lie there; seekable."""
         if self.local is not None:
-            return self.local.open("rb")
+            with _reaching(self.name):
+                return self.local.open("rb")
         raw = self.filesystem.open_input_file(self.path)
         return io.BufferedReader(cast(Any, raw), _READ_BYTES)
 
@@ -119,7 +119,8 @@ class InputFile:
         """For Arrow's own readers. Never memory-mapped: one who cuts the file meanwhile would kill
         the process (SIGBUS)."""
         if self.local is not None:
-            return pa.OSFile(str(self.local))
+            with _reaching(self.name):
+                return pa.OSFile(str(self.local))
         return self.filesystem.open_input_file(self.path)
 
 
@@ -186,7 +187,8 @@ def _in_folder(root: "_Root", source: SourceConfig) -> list[InputFile]:
             "Mend the path, or name the files' format beside it."
         )
     if len(known) < len(files):
-        odd = next(rest for rest in files if rest not in set(known))
+        taken = set(known)
+        odd = next(rest for rest in files if rest not in taken)
         count = len(files) - len(known)
         _log.warning("%s: left out %d files of unknown endings, such as %s", root, count, odd)
     return [root.file(rest) for rest in known]
@@ -230,9 +232,13 @@ class _Root:
 
     def files(self, deep: bool, *, hidden: bool = True) -> list[str]:
         """The paths below this one, sorted name by name."""
-        selector = pyarrow.fs.FileSelector(self.path or ".", allow_not_found=True, recursive=deep)
         with _reaching(str(self)):
-            found = [info.path for info in self.filesystem.get_file_info(selector) if info.is_file]
+            if isinstance(self.filesystem, pyarrow.fs.LocalFileSystem):
+                found = list(_local_files(self.path or ".", deep))
+            else:
+                selector = pyarrow.fs.FileSelector(self.path, allow_not_found=True, recursive=deep)
+                infos = self.filesystem.get_file_info(selector)
+                found = [info.path for info in infos if info.is_file]
         rests = [path.removeprefix(self._prefix).removeprefix("./") for path in found]
         if not hidden:
             rests = [rest for rest in rests if not any(map(_is_hidden, rest.split("/")))]
@@ -245,6 +251,39 @@ class _Root:
         name = "/".join([self.uri.rstrip("/"), quote(rest, safe="/=")] if rest else [self.uri])
         address = f"{name}?{self.settings}" if self.settings else name
         return InputFile(name, address, self._path(rest), self.filesystem)
+
+
+def _local_files(folder: str, deep: bool) -> Iterator[str]:
+    """Links to folders are followed, but for those back to where they came from: the files there
+    would come again and again."""
+
+    def fail(error: OSError) -> None:
+        raise cant_read(error.filename or folder, error)
+
+    if not os.path.isdir(folder):
+        return
+    for root, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        for name in [*folders, *files]:
+            if not name.isascii():
+                _check_name(os.path.join(root, name))
+        yield from (path for name in files if os.path.isfile(path := os.path.join(root, name)))
+        here = os.path.realpath(root)
+        folders[:] = [n for n in folders if deep and not _leads_back(os.path.join(root, n), here)]
+
+
+def _leads_back(folder: str, here: str) -> bool:
+    if not os.path.islink(folder):
+        return False
+    there = os.path.realpath(folder)
+    return os.path.commonpath([here, there]) == there
+
+
+def _check_name(path: str) -> None:
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        odd = os.fsencode(path).decode("utf-8", "replace")
+        raise DataError(f"{odd} can't be read: its name is not UTF-8. Rename it.") from None
 
 
 def _located(folder: Path, path: str, globs: str = "*[") -> tuple[_Root, list[str]]:
@@ -277,17 +316,42 @@ def _filesystem_of(address: str, uri: str) -> tuple[Any, str]:
 
 @contextmanager
 def _reaching(name: str) -> Iterator[None]:
-    """What a remote store says when it can't be reached -> one sentence."""
+    """What a disk or a remote store says when it can't be read -> one sentence."""
     try:
         yield
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, ImportError, OSError) as error:
         if "://" not in name:
-            raise
+            raise (cant_read(name, error) if isinstance(error, OSError) else error) from None
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
         raise DataError(
             f"{name} can't be reached: {reason}. Mend the URI, install what its file system needs, "
             "or copy the files to a local folder."
         ) from None
+    except UnicodeError:
+        _check_name(name)
+        raise
+
+
+_MENDABLE = {  # by the one who named the file; the rest is up to the machine
+    errno.EACCES: "permission denied. Mend its permissions.",
+    errno.EPERM: "permission denied. Mend its permissions.",
+    errno.ENOENT: "it is not there, or vanished while it was needed. Put it back or mend the path.",
+    errno.ENOTDIR: "a file is where the path names a folder. Mend the path.",
+    errno.EISDIR: "it is a folder. Name a file, or a glob of files.",
+    errno.ELOOP: "its links lead in a circle. Mend the path.",
+    errno.ENAMETOOLONG: "the name is too long. Mend the path.",
+}
+
+
+def cant_read(name: object, error: OSError) -> Exception:
+    """What the system said about a file that was to be read: one sentence, where a person can
+    mend it; else the error with the name, which Arrow's and those of reads lack."""
+    if error.errno is None:
+        reason = (str(error).splitlines() or ["no reason given"])[0].rstrip(".:")
+        return DataError(f"{name} can't be read: {reason}. Mend the path.")
+    if reason := _MENDABLE.get(error.errno, ""):
+        return DataError(f"{name} can't be read: {reason}")
+    return OSError(error.errno, os.strerror(error.errno), str(name))
 
 
 def _matches(pattern: Sequence[str], names: Sequence[str]) -> bool:

@@ -182,7 +182,7 @@ _COLUMNAR = {"parquet": _parquet, "arrow": _arrow}
 
 def _unreadable(file: InputFile, error: Exception) -> DataError:
     if isinstance(error, OSError) and error.errno is not None:
-        raise error
+        raise sources.cant_read(file, error)
     return sources.broken(file, error)
 
 

@@ -165,7 +165,8 @@ def test_an_unknown_setting_is_one_line(folder: Path) -> None:
         ("full", "runs/x: the disk is full; free some space and run the same command again."),
         (
             "quota",
-            "writing: the disk quota is used up; free some space and run the same command again.",
+            "writing to disk: the disk quota is used up; free some space and run the same command "
+            "again.",
         ),
         ("read-only", "runs/x: the file system is read-only; choose another [run] dir."),
     ],

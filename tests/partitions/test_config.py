@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from partitions.config import GraphConfig, RunConfig, Settings, load
+from partitions.config import GraphConfig, RunConfig, Settings, SourceConfig, load
 from partitions.errors import ConfigError
 
 GOOD = """
@@ -380,3 +380,42 @@ def test_the_good_file_is_good(tmp_path: Path) -> None:
     assert tomllib.loads(GOOD)
     loaded(tmp_path).table("run", RunConfig)
     graph_of(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["rot13", "base64", "idna", "undefined", "hex", "nosuch"])
+def test_what_is_no_encoding_of_text_is_refused(encoding: str) -> None:
+    with pytest.raises(ValidationError, match=f"no text encoding named {encoding}"):
+        SourceConfig(path="e.tsv", encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"delimiter": "\0"}, "holds NUL or a line end"),
+        ({"delimiter": "a\n"}, "holds NUL or a line end"),
+        ({"delimiter": "¦", "encoding": "ascii"}, "can't be written in the encoding ascii"),
+    ],
+)
+def test_a_delimiter_that_can_not_divide_is_refused(
+    settings: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        SourceConfig(path="e.dat", **settings)
+
+
+def test_a_nul_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "graph.toml"
+    path.write_text('[run]\ndir = "a\\u0000b"\n')
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    assert str(caught.value) == f"{path}: run.dir holds the character NUL: remove it."
+    path.write_text('[[graph.inputs]]\npath = "a\\u0000b"\n')
+    with pytest.raises(ConfigError, match=r"graph\.inputs\.0\.path holds the character NUL"):
+        load(path)
+
+
+def test_a_config_that_can_not_be_opened_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "graph.toml"
+    path.symlink_to("graph.toml")
+    with pytest.raises(ConfigError, match=r"graph.toml can't be read: too many levels of symb"):
+        load(path)

@@ -193,6 +193,35 @@ def test_a_manifest_whose_keys_were_altered_is_one_sentence(graph: Graph) -> Non
         assert "\n" not in message
 
 
+def test_a_flipped_bit_of_the_manifest_never_gives_another_graph(graph: Graph) -> None:
+    path = graph.path / MANIFEST
+    whole = path.read_bytes()
+    value, num_errors = json.loads(whole), 0
+    for at in range(0, len(whole), 5):
+        flipped = bytearray(whole)
+        flipped[at] ^= 1 << at % 7
+        path.write_bytes(flipped)
+        try:
+            assert Graph(graph.path).manifest == graph.manifest, at
+            assert json.loads(flipped) == value, at
+        except DataError as error:
+            num_errors += 1
+            assert str(error).startswith(f"{path} ") and "\n" not in str(error)
+    assert num_errors > 50
+
+
+def test_a_manifest_from_before_it_had_a_digest_is_read(graph: Graph) -> None:
+    path = graph.path / MANIFEST
+    value = json.loads(path.read_text())
+    del value["digest"]
+    path.write_text(json.dumps(value))
+    assert Graph(graph.path).manifest == graph.manifest
+    value["relations"][0]["lhs"] = "usfr"
+    path.write_text(json.dumps(value))
+    with pytest.raises(DataError, match="was altered: ValueError\\('usfr is not known here'\\)"):
+        Graph(graph.path)
+
+
 @pytest.mark.parametrize("text", ["null", "[]", "3", '{"format_version": 2}', "{}"])
 def test_another_format_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_text(text)

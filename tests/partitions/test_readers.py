@@ -253,10 +253,31 @@ def test_other_encodings_are_decoded(tmp_path: Path, encoding: str) -> None:
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_bytes_of_another_encoding_are_named_by_line(tmp_path: Path, encoding: str) -> None:
     path = written(tmp_path / "e.tsv", "a\tr\tb\n\nc\tr\té\n".encode("latin-1"))
+    skip = ", or import with graph.skip_bad=true to count and skip such lines"
     assert error_of(path, encoding=encoding) == (
-        f"e.tsv:3: the bytes are not {encoding}. "
-        'Name the file\'s encoding beside its path, such as encoding = "latin-1".'
+        f"e.tsv:3: the bytes are not {encoding}. Name the file's encoding beside its path, "
+        f'such as encoding = "latin-1"{skip if encoding == "utf-8" else ""}.'
     )
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ",", "::"])
+def test_lines_that_are_not_utf8_are_left_out_where_bad_rows_may_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delimiter: str
+) -> None:
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
+    rows = [(f"kü{n}", "r", f"v{n}") for n in range(60)]
+    lines = [delimiter.join(row).encode() + b"\n" for row in rows]
+    lines[20] = delimiter.join(("kü", "r", "bad")).encode("latin-1") + b"\n"
+    lines[40] = delimiter.join(("bad", "é")).encode("latin-1") + b"\n"
+    path = written(tmp_path / "e.txt", b"".join(lines))
+    source = SourceConfig(path="e.txt", delimiter=delimiter)
+    pieces = list(readers.read_pieces(sources.local(path), source, EDGE, skip_bad=True))
+    found = [tuple(row.values()) for piece in pieces for row in piece.rows.to_pylist()]
+    assert found == rows[:20] + rows[21:40] + rows[41:]
+    assert [row for piece in pieces for row in piece.bad] == [
+        readers.BadRow("the bytes are not utf-8", delimiter.join(cells), False)
+        for cells in [("k\ufffd", "r", "bad"), ("bad", "\ufffd")]
+    ]
 
 
 # --- delimiters -----------------------------------------------------------------------------------
@@ -304,6 +325,48 @@ def test_delimiters_of_any_length_are_split_also_across_blocks(
     rows = [(f"l{'x' * (n % 7)}", f"r:{n}", f"{'y' * (n % 5)}z") for n in range(500)]
     path = written(tmp_path / "e.dat", "".join(delimiter.join(row) + "\n" for row in rows))
     assert rows_of(path, delimiter=delimiter) == rows
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "shift-jis", "utf-8-sig", "latin-1"])
+def test_a_long_delimiter_is_found_in_any_encoding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    monkeypatch.setattr(readers, "BLOCK_BYTES", 37)
+    name = "é" if encoding == "latin-1" else "表"  # whose second byte is 0x5C, in Shift-JIS
+    rows = [(f"{name}{n}", "r", f"v{n}") for n in range(300)]
+    text = "".join("\\\\".join(row) + "\n" for row in rows)
+    path = written(tmp_path / "e.dat", text.encode(encoding))
+    assert rows_of(path, delimiter="\\\\", encoding=encoding) == rows
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_the_character_that_stands_in_for_a_long_delimiter_is_named(
+    tmp_path: Path, skip_bad: bool
+) -> None:
+    path = written(tmp_path / "e.dat", "a::b\nc\x1fd::e\n")
+    assert error_of(path, {"lhs": 0, "rhs": 1}, delimiter="::", skip_bad=skip_bad) == (
+        "e.dat:2: the line holds the character U+001F, which can't stand beside a delimiter of "
+        "several characters. Remove it."
+    )
+
+
+@pytest.mark.parametrize("name", ["e.tsv", "e.csv"])
+def test_a_header_that_names_a_column_twice_is_refused(tmp_path: Path, name: str) -> None:
+    separator = "\t" if name == "e.tsv" else ","
+    path = written(tmp_path / name, separator.join(["u", "u", "i"]) + "\n" + separator.join("abc"))
+    assert error_of(path, {"lhs": "u", "rhs": "i"}) == (
+        f"{name}:1: the header has 2 columns u. Rename all but one, or name columns by their "
+        "positions."
+    )
+    assert rows_of(path, {"lhs": 1, "rhs": "i"}) == [("b", "c")]
+
+
+def test_a_column_far_beyond_the_first_row_is_an_error_at_once(tmp_path: Path) -> None:
+    path = written(tmp_path / "e.tsv", "a\tb\n")
+    assert error_of(path, {"lhs": 0, "rhs": 100_000_000}, skip_bad=True) == (
+        "e.tsv:1 has 2 columns, so there is no column 100000000 (counted from 0) for rhs. "
+        "Mend columns."
+    )
 
 
 def test_a_long_delimiter_survives_a_file_of_many_buffers(tmp_path: Path) -> None:

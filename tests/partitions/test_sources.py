@@ -1,8 +1,10 @@
 """partitions.sources: the files that a path names, whether it is local or a URI."""
 
+import errno
 import gzip
 import hashlib
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +118,72 @@ def test_a_relative_folder_names_files_as_written(
     found = [str(f) for f in sources.expand(Path("."), SourceConfig(path="**/*.tsv"))]
     assert found == ["a.tsv", "in/b.tsv"]
     assert [str(f) for f in sources.expand(Path("in"), SourceConfig(path="."))] == ["in/b.tsv"]
+
+
+def test_a_link_back_to_a_folder_above_is_not_followed(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.tsv", "in/b/c.tsv", "far/d.tsv")
+    (tmp_path / "in/b/up").symlink_to(tmp_path / "in")
+    (tmp_path / "in/self").symlink_to(".")
+    (tmp_path / "in/far").symlink_to(tmp_path / "far")
+    assert names_of(tmp_path, "in") == ["in/a.tsv", "in/b/c.tsv", "in/far/d.tsv"]
+    assert names_of(tmp_path, "in/**/*.tsv") == names_of(tmp_path, "in")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    assert names_of(tmp_path, "link")[0] == "link/a.tsv"
+
+
+@pytest.mark.parametrize("path", ["in", "in/*.tsv", "**/*.tsv"])
+def test_a_name_that_is_not_utf8_is_one_sentence(tmp_path: Path, path: str) -> None:
+    touch(tmp_path, "in/a.tsv")
+    Path(os.fsdecode(os.fsencode(tmp_path / "in") + b"/\xff.tsv")).touch()
+    with pytest.raises(DataError) as caught:
+        sources.expand(tmp_path, SourceConfig(path=path))
+    found = f"{tmp_path}/in/\ufffd.tsv can't be read: its name is not UTF-8. Rename it."
+    assert str(caught.value) == found
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("gone.tsv", "it is not there, or vanished while it was needed. Put it back or mend"),
+        ("circle.tsv", "its links lead in a circle. Mend the path."),
+        ("n" * 300, "the name is too long. Mend the path."),
+        ("folder", "it is a folder. Name a file, or a glob of files."),
+        ("file/e.tsv", "a file is where the path names a folder. Mend the path."),
+    ],
+)
+def test_a_file_that_can_not_be_read_is_one_sentence(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    (tmp_path / "circle.tsv").symlink_to("circle.tsv")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").touch()
+    file = sources.local(tmp_path / name)
+    works = [lambda: file.open().read(), file.sha256, lambda: file.open_random().read()]
+    for work in works[:2] if name == "folder" else [*works, lambda: file.num_bytes]:
+        with pytest.raises(DataError) as caught:
+            work()
+        assert str(caught.value).startswith(f"{file} can't be read: {reason}")
+
+
+def test_an_error_of_the_machine_names_the_file() -> None:
+    error = sources.cant_read("e.tsv", OSError(errno.EIO, "Input/output error"))
+    assert isinstance(error, OSError) and not isinstance(error, DataError)
+    assert (error.errno, error.filename) == (errno.EIO, "e.tsv")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
+@pytest.mark.parametrize("name", ["in", "in/a.tsv"])
+def test_what_may_not_be_read_is_said_so(tmp_path: Path, name: str) -> None:
+    touch(tmp_path, "in/a.tsv")
+    (tmp_path / name).chmod(0)
+    try:
+        with pytest.raises(DataError) as caught:
+            for file in sources.expand(tmp_path, SourceConfig(path="in")):
+                list(readers.read(file, SourceConfig(path="in"), EDGE))
+    finally:
+        (tmp_path / name).chmod(0o700)
+    found = f"{tmp_path / name} can't be read: permission denied. Mend its permissions."
+    assert str(caught.value) == found
 
 
 # --- URIs -----------------------------------------------------------------------------------------
