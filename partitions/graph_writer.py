@@ -17,8 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from partitions import dictionary, durable, edges, provenance, readers, sources
+from partitions.attributes import Attributes
 from partitions.config import GraphConfig
-from partitions.dictionary import PARTITION_SHIFT, Workers
+from partitions.dictionary import Workers
 from partitions.durable import FileEntry
 from partitions.edges import Edges
 from partitions.errors import DataError
@@ -322,7 +323,7 @@ class GraphWriter:
             keys = self.imported.dictionaries[name]
             (folder / "entities" / name).mkdir(parents=True, exist_ok=True)
             known = self._known(name)
-            tables = self._attributes(name, known)
+            attributes = self._attributes(name, known)
             for slot, start in zip(slots_of(entity_type), known, strict=True):
                 stem = folder / "entities" / name
                 key_files[slot] = []
@@ -331,9 +332,9 @@ class GraphWriter:
                 path = stem / f"keys-{slot.partition:03}{self.suffix}.arrow"
                 dictionary.write(path, keys.keys(slot.partition, start))
                 key_files[slot] = [durable.entry_of(folder, path)]
-                if tables is not None:
+                if attributes is not None:
                     path = stem / f"attributes-{slot.partition:03}{self.suffix}.arrow"
-                    table = tables[slot.partition]
+                    table = attributes.take(slot.partition)
                     with path.open("wb") as file, pa.ipc.new_file(file, table.schema) as writer:
                         writer.write_table(table)
                     attribute_files[slot] = [durable.entry_of(folder, path)]
@@ -345,17 +346,13 @@ class GraphWriter:
         known = self.base is not None and entity_type in self.base.entity_types
         return [self.base.num_rows(slot) if self.base and known else 0 for slot in slots]
 
-    def _attributes(self, entity_type: str, known: list[int]) -> list[pa.Table] | None:
-        """One table a partition, rows by offset from known[partition] on; keys that no edge has are
-        counted, not kept."""
+    def _attributes(self, entity_type: str, known: list[int]) -> Attributes | None:
+        """What the type's files say of its entities; keys that no edge has are counted."""
         config = self.config.entities[entity_type].attributes
         if config is None:
             return None
-        keys = self.imported.dictionaries[entity_type]
         names = [name for name in config.columns if name != "key"]
-        sizes = [rows - start for rows, start in zip(keys.num_rows, known, strict=True)]
-        cells = [{name: [""] * size for name in names} for size in sizes]
-        unmatched = 0
+        found = Attributes(names, self.imported.dictionaries[entity_type], known)
         for file in sources.expand(self.config.data, config):
             stamp, rows = provenance.stamp_of(file), 0
             pieces = readers.read_pieces(
@@ -367,21 +364,12 @@ class GraphWriter:
             )
             for _, batch, bad in pieces:
                 self.skipped.add(file.address, bad)
-                if not len(batch):
-                    continue
-                rows += len(batch)
-                places = keys.find(batch.column("key"))
-                unmatched += int((places < 0).sum())
-                columns = {name: batch.column(name).to_pylist() for name in names}
-                for row in np.flatnonzero(places >= 0).tolist():
-                    part, offset = divmod(int(places[row]), 1 << PARTITION_SHIFT)
-                    if (at := offset - known[part]) >= 0:
-                        for name in names:
-                            cells[part][name][at] = columns[name][row]
+                if len(batch):
+                    found.add(batch)
+                    rows += len(batch)
             self.sources.append(provenance.record(file, stamp, rows))
-        self.unmatched[entity_type] = unmatched
-        schema = pa.schema([(name, pa.large_string()) for name in names])
-        return [pa.table(columns, schema=schema) for columns in cells]
+        self.unmatched[entity_type] = found.unmatched
+        return found
 
 
 def _joined(base: Graph, new: GraphManifest) -> GraphManifest:

@@ -1,6 +1,7 @@
 """What an import will take of memory, stated before it starts.
 
     code and libraries   what the process holds already
+    attributes           their text, and that of one partition twice more
     dictionaries         24 bytes a slot of the key tables (32 to 64 bytes an entity), half as much
                          again while the largest one doubles, and the keys' text with 8 bytes a key
     pass 1               some batches of rows and the spool's buffer: a constant
@@ -29,6 +30,7 @@ from partitions.config import GraphConfig, InputConfig
 from partitions.errors import ConfigError
 from partitions.graph import Graph
 from partitions.memory import available_bytes
+from partitions.readers import BLOCK_BYTES
 from partitions.sources import InputFile
 
 _SLOT_BYTES = 24
@@ -54,6 +56,7 @@ class ImportPlan:
     num_entities: Mapping[str, int]  # at most, where they are guessed
     fewest_entities: Mapping[str, int]
     least_bytes: int  # in all, with the fewest entities
+    sorts: bool  # whether whole buckets are held, to look for duplicates
 
     @property
     def total_bytes(self) -> int:
@@ -128,17 +131,18 @@ def check_memory(plan: ImportPlan, memory_mb: int | None) -> str | None:
     available = available_bytes(memory_mb)
     if plan.total_bytes <= available:
         return None
-    remedy = (
-        "Import where there is more memory, leave out graph.duplicates, or raise graph.memory_mb"
-    )
+    room, remedy = f"{available / 1e6:,.0f} MB are free", "Import where there is more memory"
+    if memory_mb is not None:
+        room, remedy = f"graph.memory_mb allows {memory_mb:,} MB", "Raise graph.memory_mb"
+    if plan.sorts:
+        remedy += ", or set graph.duplicates=keep or more partitions"
     if plan.least_bytes > available:
         raise ConfigError(
-            f"The import plans for {plan.least_bytes / 1e6:,.0f} MB, and "
-            f"{available / 1e6:,.0f} MB are free. {remedy}."
+            f"The import plans for {plan.least_bytes / 1e6:,.0f} MB, and {room}. {remedy}."
         )
     return (
-        f"the import may take {plan.total_bytes / 1e6:,.0f} MB, and {available / 1e6:,.0f} MB are "
-        f"free. {remedy}; graph.entities.NAME.expected makes the plan exact."
+        f"the import may take {plan.total_bytes / 1e6:,.0f} MB, and {room}. {remedy}; "
+        "graph.entities.NAME.expected makes the plan exact."
     )
 
 
@@ -171,13 +175,27 @@ def _plan(
         code=_resident_bytes(),
         dictionaries=sum(tables.values()) + max(tables.values()) // 2 + sum(texts.values()),
         pass_1=int(_BATCHES * batch_bytes + reader_bytes + max(reading, noting)),
-        pass_2=int(threads * piece + last + sum(entities.values())),
+        pass_2=int(max(threads * piece, _attribute_bytes(config)) + last + sum(entities.values())),
         num_rows=num_edges,
         num_entities=entities,
         fewest_entities=entities,
         least_bytes=0,
+        sorts=config.duplicates != "keep",
     )
     return replace(plan, least_bytes=plan.total_bytes)
+
+
+def _attribute_bytes(config: GraphConfig) -> int:
+    """Of the type that takes most: its text once, twice more of one partition, and a reader's."""
+    most = 0
+    for entity in config.entities.values():
+        if entity.attributes is None:
+            continue
+        files = sources.expand(config.data, entity.attributes)
+        text = sum(file.num_bytes * _packing(file) for file in files)
+        held = min(text, _TEXT_COPIES * (pa.io_thread_count() + pa.cpu_count()) * BLOCK_BYTES)
+        most = max(most, text + 2 * text // entity.partitions + held)
+    return most
 
 
 def _has(config: GraphConfig, column: str) -> bool:
@@ -226,7 +244,8 @@ def _text_bytes(batch: pa.RecordBatch) -> int:
 
 def _packing(file: InputFile) -> int:
     """How much larger a file's text is than the file."""
-    return _COMPRESSED_TIMES if file.suffix in (".gz", ".zst", ".zip", ".tgz") else 1
+    packed = (".gz", ".zst", ".zip", ".tgz", ".parquet")
+    return _COMPRESSED_TIMES if file.suffix in packed else 1
 
 
 def _rows_of(file: InputFile, source: InputConfig, rows_per_byte: float) -> tuple[int, int]:
@@ -240,7 +259,7 @@ def _rows_of(file: InputFile, source: InputConfig, rows_per_byte: float) -> tupl
                 for g in groups
             ]
             return metadata.num_rows, max(sizes, default=0)
-    blocks = (pa.io_thread_count() + pa.cpu_count()) * readers.BLOCK_BYTES
+    blocks = (pa.io_thread_count() + pa.cpu_count()) * BLOCK_BYTES
     held = _TEXT_COPIES * min(blocks, file.num_bytes * _packing(file))
     return round(file.num_bytes * rows_per_byte), held
 

@@ -33,7 +33,7 @@ from partitions.sources import InputFile, broken
 BLOCK_BYTES = 8 << 20  # of text; the batches of a file depend on it, not on the number of threads
 _BATCH_ROWS = 1 << 18
 _STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
-_MOST_LINES = 100_000  # malformed ones of a text file that are kept to be shown
+_MOST_BYTES = 32 << 20  # of malformed lines of a text file that are kept to be shown
 _KEYS = ("lhs", "rel", "rhs", "weight", "timestamp", "key")  # columns that hold no prose
 _WIDEST = 10_000  # columns, where the first row has fewer: each costs memory
 _PROSE_LINES = 10  # lines of text that all have as many commas as rows are rather rows
@@ -57,9 +57,26 @@ class Piece(NamedTuple):
 
 
 OnBad = Callable[[BadRow], None]
-_UNKEPT = BadRow(
-    f"one of many: the file has over {_MOST_LINES:,} lines that are no rows", "", False
-)
+
+
+class _BadLines:
+    """Lines of a text file that are no rows; text is kept of as many as memory allows."""
+
+    def __init__(self) -> None:
+        self._kept: list[BadRow] = []
+        self._count = self._bytes = 0
+
+    def add(self, why: str, text: str) -> None:
+        self._count += 1
+        self._bytes += len(text) + 200  # what Python adds
+        if self._bytes <= _MOST_BYTES:
+            self._kept.append(BadRow(why, text, False))
+
+    def hand_over(self, on_bad: OnBad) -> None:
+        for line in self._kept:
+            on_bad(line)
+        for _ in range(self._count - len(self._kept)):
+            on_bad(BadRow("one of too many lines that are no rows to be kept", "", False))
 
 
 class _Wanted(NamedTuple):
@@ -69,6 +86,7 @@ class _Wanted(NamedTuple):
     floats: tuple[str, ...]
     times: tuple[str, ...]
     optional: tuple[str, ...]
+    skip_garbled: bool = True
 
 
 def read(
@@ -81,6 +99,7 @@ def read(
     floats: tuple[str, ...] = (),
     times: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
+    skip_garbled: bool = True,
 ) -> Iterator[pa.RecordBatch]:
     """Batches with exactly the columns `columns` names, as strings (`floats` as float32, `times` as
     int64 seconds since 1970 UTC). They are the same whatever the number of threads.
@@ -89,9 +108,9 @@ def read(
 
     Raises DataError naming file and line for a line with too few or too many columns, a broken
     archive, an unknown column, an empty or missing value. With skip_bad such rows are left out and
-    counted by on_skipped.
+    counted by on_skipped; lines that are not UTF-8 only where skip_garbled says so too.
     """
-    wanted = _Wanted(columns, floats, times, optional)
+    wanted = _Wanted(columns, floats, times, optional, skip_garbled)
     for piece in _pieces(file, source, wanted, skip_bad):
         if piece.bad:
             on_skipped(len(piece.bad))
@@ -241,30 +260,21 @@ def _read_text(
     delimiter = _delimiter(file, source)
     # The block parser knows only delimiters of one ASCII character.
     stand_in = len(delimiter) > 1 or not delimiter.isascii()
-    bad: list[BadRow] = []
-    num_bad = 0
+    bad = _BadLines()
     quotes = _Quotes(file, source, wanted)
 
     def on_invalid(row: Any) -> str:
-        nonlocal num_bad
         if _is_blank(row.text):
             return "skip"  # which is no row
         quotes.look_into(row.text)
-        num_bad += 1
-        if num_bad <= _MOST_LINES:
-            why = f"expected {width} columns, found {row.actual_columns}"
-            bad.append(BadRow(why, row.text, False))
+        bad.add(f"expected {width} columns, found {row.actual_columns}", row.text)
         return "skip" if skip_bad else "error"
 
-    leave_out = skip_bad and _is_utf8(
-        source
-    )  # lines that are not UTF-8: other encodings are all or nothing
+    # Lines that are not UTF-8; other encodings are all or nothing.
+    leave_out = skip_bad and wanted.skip_garbled and _is_utf8(source)
 
     def on_garbled(line: str) -> None:
-        nonlocal num_bad
-        num_bad += 1
-        if num_bad <= _MOST_LINES:
-            bad.append(BadRow(f"the bytes are not {source.encoding}", line, False))
+        bad.add(f"the bytes are not {source.encoding}", line)
 
     with sources.opened(file, source.member) as stream:
         if leave_out:
@@ -302,10 +312,7 @@ def _read_text(
             raise flaw from None
     quotes.check()
     # Only now: the parser is ahead of the batches, by how much is chance.
-    for line in bad:
-        on_bad(line)
-    for _ in range(num_bad - len(bad)):
-        on_bad(_UNKEPT)
+    bad.hand_over(on_bad)
 
 
 def _is_utf8(source: SourceConfig) -> bool:

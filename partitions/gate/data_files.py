@@ -111,6 +111,7 @@ def _rows(
         floats=tuple(n for n in typed if n == "weight"),
         times=tuple(n for n in typed if n == "timestamp"),
         optional=tuple(n for n in given.columns if n not in typed),
+        skip_garbled=False,  # it has a name of its own
     )
 
 

@@ -82,8 +82,10 @@ def test_the_least_must_fit_and_the_most_is_warned_of(
     assert check_memory(plan, plan.total_bytes // 10**6 + 1) is None
     tight = replace(plan, dictionaries=plan.dictionaries + 50_000_000)
     assert "may take" in (check_memory(tight, plan.total_bytes // 10**6 + 1) or "")
-    with pytest.raises(ConfigError, match=r"plans for [\d,]+ MB, and 1 MB are free"):
+    with pytest.raises(ConfigError, match=r"MB, and graph.memory_mb allows 1 MB. Raise .*mb\.$"):
         check_memory(plan, 1)
+    with pytest.raises(ConfigError, match=r"Raise graph.memory_mb, or set graph.duplicates=keep"):
+        check_memory(plan_import(drawn(tmp_path, 1000, duplicates="drop")), 1)
 
 
 def test_an_append_plans_for_what_is_there_and_for_new_files_only(tmp_path: Path) -> None:
