@@ -94,20 +94,19 @@ def first_flaw(stream: IO[bytes], fields: Fields, block_bytes: int) -> Flaw | No
 
 def _blocks(stream: IO[bytes], block_bytes: int) -> Iterator[tuple[bytes, int]]:
     """(whole lines, the number of the first)"""
-    kept, line, first = b"", 1, True
+    kept = [stream.read(len(_MARK)).removeprefix(_MARK)]  # lines that have not ended yet
+    line = 1
     while block := stream.read(block_bytes):
-        block = kept + block
-        if first and len(block) >= len(_MARK):
-            block, first = block.removeprefix(_MARK), False
         end = block.rfind(b"\n") + 1
         if not end:
-            kept = block
+            kept.append(block)
             continue
-        kept = block[end:]
-        yield block[:end], line
-        line += block.count(b"\n", 0, end)
-    if kept.strip():
-        yield kept, line
+        whole = b"".join([*kept, block[:end]])
+        yield whole, line
+        line += whole.count(b"\n")
+        kept = [block[end:]]
+    if (rest := b"".join(kept)).strip():
+        yield rest, line
 
 
 def _decode(block: bytes, first_line: int, fields: Fields, skip_bad: bool) -> _Decoded:
