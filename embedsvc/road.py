@@ -16,6 +16,7 @@ from rich.table import Table
 from embedsvc.config import EvalConfig, ModelConfig, PublishConfig, TrainConfig
 from partitions import config as settings_file
 from partitions import durable, import_plan, importer, notes, provenance, published
+from partitions.checkpoint import Checkpoint
 from partitions.commands import print_report
 from partitions.config import GraphConfig, RunConfig, Settings
 from partitions.errors import ConfigError, DataError
@@ -158,7 +159,7 @@ class Road:
             stopped = ", stopped early" if report.stopped_early else ""
             self._say(f"train: best after epoch {report.best_epoch}{stopped}")
         if not report.num_edges:
-            self._say("train: nothing left to do")
+            self._say(f"train: nothing left to do{self._untrained_growth(graph)}")
             return report
         speed = f"{report.num_edges / report.train_s:,.0f} edges/s"
         self._say(
@@ -179,6 +180,19 @@ class Road:
         path = page.write(self.folders.checkpoint, f"Training of {self.folders.dir}", facts)
         self._say(f"train: memory {memory}; curves in {path}")
         return report
+
+    def _untrained_growth(self, graph: Graph) -> str:
+        """What to do where the graph has grown since it was trained."""
+        manifest = Checkpoint(self.folders.checkpoint).read_manifest()
+        if manifest.graph_digest == graph.digest:
+            return ""
+        known = graph.manifest.ancestors.index(manifest.graph_digest) + 1
+        grown = sum(batch["edges"]["train"] for batch in graph.manifest.batches[known:])
+        return (
+            f" in train.epochs = {manifest.progress.epoch}, but the graph has {grown:,} training "
+            "edges more than then. Raise train.epochs to learn them (train.only_changed = true "
+            "visits only their buckets)."
+        )
 
     def evaluate(self, *, if_needed: bool = False) -> dict[str, Any]:
         from embedsvc.evaluation.links import rank_links, sample

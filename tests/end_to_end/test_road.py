@@ -159,6 +159,19 @@ def test_running_the_road_again_does_nothing_twice(copy: Path, run: Run) -> None
     assert snapshot(copy) == before
 
 
+def test_a_graph_that_grew_is_said_where_training_has_no_epoch_left(copy: Path, run: Run) -> None:
+    (copy / "more.tsv").write_text("".join(f"u0-{n}\tnew{n}\n" for n in range(7)))
+    with (copy / "graph.toml").open("a") as config:
+        config.write('\n[[graph.inputs]]\npath = "more.tsv"\nrelation = "buys"\nsplit = "train"\n')
+    grown = run(copy, "import", "graph.toml", "--append", "graph.gate=false")
+    assert grown.returncode == 0, grown.stderr
+    idle = run(copy, "train", "graph.toml")
+    assert "nothing left to do in train.epochs = 5" in idle.stdout
+    assert "7 training edges more than then. Raise train.epochs" in idle.stdout
+    trained = run(copy, "train", "graph.toml", "train.epochs=6", "train.only_changed=true")
+    assert trained.returncode == 0
+
+
 def test_the_same_command_does_what_a_changed_setting_asks_for(copy: Path, run: Run) -> None:
     """More epochs: trained on, judged anew, published anew; imported no second time."""
     graph = snapshot(copy / "run/graph")
