@@ -8,6 +8,7 @@ a group is padded; padding weighs nothing and is nobody's negative.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,15 +71,16 @@ class Batcher:
 
     def batches(self, edges: Edges, rng: np.random.Generator) -> Iterator[Batch]:
         kinds = list(dict.fromkeys(self.groups))
-        kind_of_rel = np.array([kinds.index(group) for group in self.groups])
-        rel = edges.rel.astype(np.int64)
-        shared = rel if self.chunk_by_relation else kind_of_rel[rel]
+        kind_of_rel = np.array([kinds.index(group) for group in self.groups], np.uint32)
+        rel = edges.rel
+        if self.chunk_by_relation:
+            shared = rel
+        else:
+            shared = kind_of_rel.astype(np.min_scalar_type(len(kinds)))[rel]
         chunks = _chunks(shared, self.chunk_size, rng)
         kind_of_chunk = kind_of_rel[rel[chunks[:, 0]]]
         ends = [(group.lhs, group.rhs) for group in self.groups]
-        sampler = Sampler(
-            self.sampling, self.num_uniform, self.num_rows, ends, edges, shared.astype(np.int64)
-        )
+        sampler = Sampler(self.sampling, self.num_uniform, self.num_rows, ends, edges, shared)
         per_batch = max(1, self.batch_size // self.chunk_size)
         plan = [
             (kind, rows)
@@ -95,7 +97,7 @@ class Batcher:
         edges: Edges,
         group: Group,
         chunks_KC: NDArray[np.int64],
-        shared_K: NDArray[np.int64],
+        shared_K: NDArray[np.unsignedinteger[Any]],
         sampler: Sampler,
         rng: np.random.Generator,
     ) -> Batch:
@@ -111,7 +113,7 @@ class Batcher:
         rhs_KC = edges.rhs[rows_KC].astype(np.int64)
         neg_lhs_KU = sampler.draw(group.lhs, len(chunks_KC), rng)
         neg_rhs_KU = sampler.draw(group.rhs, len(chunks_KC), rng)
-        known = (shared_K, real_KC.sum(axis=1))
+        known = (shared_K.astype(np.int64), real_KC.sum(axis=1))
         return Batch(
             group,
             lhs_KC=lhs_KC,
@@ -128,18 +130,22 @@ class Batcher:
 
 
 def _chunks(
-    shared: NDArray[np.int64], chunk_size: int, rng: np.random.Generator
+    shared: NDArray[np.unsignedinteger[Any]], chunk_size: int, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """int64 [chunks, chunk_size] edge numbers, _PAD at the end of a group's last chunk."""
-    shuffled = rng.permutation(len(shared))
-    ordered = shuffled[np.argsort(shared[shuffled], kind="stable")]
+    """int64 [chunks, chunk_size] edge numbers, _PAD at the end of a group's last chunk.
+
+    Takes up to four int64 an edge at a time.
+    """
+    ordered = rng.permutation(len(shared))
+    ordered = ordered[np.argsort(shared[ordered], kind="stable")]
     sizes = np.bincount(shared) if len(shared) else np.zeros(0, np.int64)
     num_chunks = -(-sizes // chunk_size)
     # Each edge's place: the group's first chunk, then its number within the group.
-    first_place = np.repeat((np.cumsum(num_chunks) - num_chunks) * chunk_size, sizes)
-    number = np.arange(len(shared)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    places = np.arange(len(shared))
+    begins = (np.cumsum(num_chunks) - num_chunks) * chunk_size
+    places += np.repeat(begins - (np.cumsum(sizes) - sizes), sizes)
     chunks = np.full(int(num_chunks.sum()) * chunk_size, _PAD, np.int64)
-    chunks[first_place + number] = ordered
+    chunks[places] = ordered
     return chunks.reshape(-1, chunk_size)
 
 

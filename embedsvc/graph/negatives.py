@@ -15,6 +15,7 @@ edges: the sum over sources.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class Sampling:
 class Sampler:
     """Draws for one bucket.
 
-    ends: of each relation, the slots of its lhs and rhs. shared: int64 [edges], what the edges of a
+    ends: of each relation, the slots of its lhs and rhs. shared: [edges], what the edges of a
     chunk have in common; only compared with itself.
     """
 
@@ -50,7 +51,7 @@ class Sampler:
         num_rows: Mapping[Slot, int],
         ends: Sequence[tuple[Slot, Slot]],
         edges: Edges,
-        shared: NDArray[np.int64],
+        shared: NDArray[np.unsignedinteger[Any]],
     ) -> None:
         self._sampling, self._num_uniform, self._num_rows = sampling, num_uniform, num_rows
         self._wants_counts = sampling.log_q and not sampling.every
@@ -123,9 +124,11 @@ def _degrees(
 class _Frequencies:
     """Of the edges that share chunks: how large a part has a given entity at this end."""
 
-    def __init__(self, shared: NDArray[np.int64], offsets: NDArray[np.uint32]) -> None:
+    def __init__(
+        self, shared: NDArray[np.unsignedinteger[Any]], offsets: NDArray[np.uint32]
+    ) -> None:
         self._span = int(offsets.max(initial=0)) + 1
-        codes = shared * self._span + offsets
+        codes = shared.astype(np.int64) * self._span + offsets
         self._codes, counts = np.unique(codes, return_counts=True)
         sizes = np.bincount(shared) if len(shared) else np.zeros(0, np.int64)
         self._share = counts / sizes[self._codes // self._span]
