@@ -1,6 +1,7 @@
 """The memory plan: what training will take, said before it is taken."""
 
 from dataclasses import dataclass
+from functools import partial
 
 from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph.fast import RUN_EDGES, num_cores, uncovered
@@ -8,12 +9,11 @@ from embedsvc.graph.operators import OPERATORS
 from partitions.errors import ConfigError
 from partitions.graph import Graph
 from partitions.memory import available_bytes
-from partitions.schema import SPLITS, Slot
+from partitions.schema import SPLITS, Bucket, Slot
 
-_PROCESS_BYTES = 450 << 20  # interpreter and libraries
+_PROCESS_BYTES = 440_000_000  # interpreter and libraries: 425 to 445 MB where it was measured
 _JUDGED = 32_768  # edges that evaluation ranks at once
 _TILE_BYTES = 64 << 20  # of scores, and masks of their size
-_FILE_BYTES = 9  # of an edge in its bucket file
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         edges, batch = _exact_bytes(bucket, graph, model, train)
     else:
         edges, batch = _fast_bytes(bucket, len(graph.relations), model, train)
+    edges += max(map(partial(_file_bytes, graph), graph.buckets("train")), default=0)
     evaluation = 0
     if train.early_stopping is not None:
         largest = max(map(table_bytes, graph.slots()), default=0)
@@ -70,6 +71,13 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         batch=batch,
         evaluation=evaluation,
     )
+
+
+def _file_bytes(graph: Graph, bucket: Bucket) -> int:
+    """Of a bucket's columns in memory: its file, mapped; several files are copied to be joined."""
+    files = graph.manifest.edge_files["train", bucket]
+    size = sum(file.bytes for file in files)
+    return size if len(files) == 1 else 2 * size
 
 
 def _exact_bytes(
@@ -88,7 +96,7 @@ def _exact_bytes(
     scores = chunks * chunk_size * (drawn + chunk_size * negatives.in_batch)
     rows = chunks * (2 * chunk_size + 2 * drawn) * model.dim
     rows += matrices * 2 * chunks * model.dim * model.dim
-    edges = bucket * (_FILE_BYTES + 3 * 8)  # three int64 of shuffling
+    edges = bucket * (4 * 8 + 2)  # four int64 of shuffling, and the kind
     return edges, 4 * (7 * scores + 6 * rows)  # values, masks, gradients and autograd's copies
 
 
@@ -103,7 +111,7 @@ def _fast_bytes(
     # Of a run of chunks: its places and columns, and three more that wait.
     run = max(RUN_EDGES, chunk) * (3 * 8 + 4 * 4 + 3 * 4)
     threads = train.threads or num_cores()
-    return bucket * (_FILE_BYTES + order) + chunks, threads * (4 * floats + run)
+    return bucket * order + chunks, threads * (4 * floats + run)
 
 
 def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:

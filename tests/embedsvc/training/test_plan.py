@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from embedsvc.config import ModelConfig, TrainConfig
@@ -119,38 +120,48 @@ from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.training.plan import plan_memory
 from embedsvc.training.trainer import train
 from partitions.graph import Graph
+from partitions.memory import peak_bytes
 
 graph, folder = Graph(Path(sys.argv[1])), Path(sys.argv[2])
-model, base = ModelConfig(dim=120), TrainConfig(threads=1)
+model, base = ModelConfig(dim=120), TrainConfig(threads=1, buffer=3, step=sys.argv[3])
 plans = []
 for epochs in (1, 2):  # the second reads back what the first wrote
     config = base.model_copy(update={"epochs": epochs})
     plans.append(plan_memory(graph, model, config).total)
     train(graph, folder, model, config)
     gc.collect()
-status = Path("/proc/self/status").read_text().split()
-peak = int(status[status.index("VmHWM:") + 1]) * 1024
 tables = plan_memory(graph, model, base).tables
-print(json.dumps({"peak": peak, "plan": max(plans), "tables": tables}))
+print(json.dumps({"peak": peak_bytes(), "plan": max(plans), "tables": tables}))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's VmHWM")
-@pytest.mark.parametrize("partitions", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize(
+    ("step", "partitions", "num_edges"),
+    [
+        ("fast", 8, 60_000),
+        pytest.param("fast", 1, 1_500_000, marks=pytest.mark.slow),
+        pytest.param("exact", 1, 700_000, marks=pytest.mark.slow),
+        pytest.param("exact", 8, 60_000, marks=pytest.mark.slow),
+    ],
+)
 def test_the_measured_peak_is_what_the_plan_said(
-    partitions: int, make_graph: MakeGraph, tmp_path: Path
+    step: str, partitions: int, num_edges: int, make_graph: MakeGraph, tmp_path: Path
 ) -> None:
-    num = 310_000 if partitions == 1 else 465_000  # 150 MB in memory in both cases
-    edges = [(i, "r", (i * 7919 + 1) % num) for i in range(0, num, 8)]
+    """Within a tenth. 150 MB of tables in memory, in 8 partitions 3 and one more: 200 MB."""
+    num = 310_000 if partitions == 1 else 310_000 * 8 // 3
+    drawn = np.random.default_rng(1).integers(0, num, (num_edges, 2)).tolist()
+    edges = [(a, "r", b) for a, b in drawn]
     never = [(i, "r", i + 1) for i in range(0, num, 2)]
     graph = make_graph({"train": edges, "test": never}, {"r": ("e", "e")}, {"e": partitions})
+    # The first use of the kernel compiles it, which takes memory that is not planned for.
+    train(a_graph(make_graph, 1), tmp_path / "warm", ModelConfig(dim=120), TrainConfig(threads=1))
     found = subprocess.run(
-        [sys.executable, "-c", _TRAIN, graph.path, tmp_path / "checkpoint"],
+        [sys.executable, "-c", _TRAIN, graph.path, tmp_path / "checkpoint", step],
         capture_output=True,
         text=True,
         check=True,
     )
     measured = json.loads(found.stdout)
     assert 140e6 < measured["tables"] < 160e6
-    # 5 % for what the share of the process can't know; one table more would be over 10 %.
-    assert 0.7 * measured["plan"] < measured["peak"] < 1.05 * measured["plan"], measured
+    assert 0.9 * measured["plan"] < measured["peak"] < 1.05 * measured["plan"], measured
