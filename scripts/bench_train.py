@@ -4,6 +4,8 @@
     scripts/bench_train.py             5 M edges over 200,000 entities, d = 100, chunks of 50 edges
                                        with in-batch and 50 uniform negatives a side, softmax
     scripts/bench_train.py --quick     1 M edges, within a minute
+    scripts/bench_train.py --swap      the whole trainer: 4 tables of 16 in memory, the others on
+                                       disk, beside all in memory (bench_swap.py); also --quick
 
 Entities form communities of 16, and edges stay inside. Speeds are medians of rounds in which sgemm,
 the fast step and the exact one take turns, so that whatever else the machine does hits all alike.
@@ -29,6 +31,7 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from bench_swap import measure_swaps
 from numpy.typing import NDArray
 
 from embedsvc.config import NegativesConfig, TrainConfig
@@ -62,11 +65,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--swap", action="store_true")
+    parser.add_argument("--swap-entities", type=int, default=800_000, help="22 edges each")
+    parser.add_argument("--swap-rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="of --swap")
+    parser.add_argument("--folder", type=Path, help="where --swap puts its files; on a disk")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.edges, arguments.twin_edges, arguments.rounds = 1_000_000, 100_000, 3
+        arguments.swap_entities, arguments.swap_rounds = 48_000, 1
     torch.set_num_threads(arguments.threads)
-    print(json.dumps(measure(arguments)))
+    line = measure_swaps(arguments) if arguments.swap else measure(arguments)
+    print(json.dumps(line | surroundings(arguments)))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -119,9 +129,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "loss": round(rounds[0]["loss"], 4),  # of the first pass, per edge
         "mrr_fast": round(quality["fast"], 4),
         "mrr_twin": round(quality["twin"], 4),
-        "cores": a.threads,
         "rounds": a.rounds,
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+    }
+
+
+def surroundings(a: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "cores": a.threads,
         "load": round(os.getloadavg()[0], 1),
         "seed": a.seed,
         "commit": commit(),

@@ -76,6 +76,7 @@ class TrainReport:
     resumed: bool
     swaps: int = 0  # tables that left memory to make room
     least_swaps: int = 0  # what no order can do without, see partitions.buffer_states
+    read_bytes: int = 0  # of io_bytes
     stopped_early: bool = False
     best_epoch: int | None = None  # counted from 1; None without early stopping
 
@@ -182,6 +183,7 @@ class _Trainer:
             self.resumed,
             buffer.num_swaps,
             least_swaps,
+            self.checkpoint.table_traffic.read_bytes,
             self.stopping is not None and self.stopping.stopped,
             self.stopping.best[0] if self.stopping and self.stopping.history else None,
         )
