@@ -42,6 +42,7 @@ from partitions.graph import Graph
 from partitions.order import ORDERS
 from partitions.schedule import Lease, Schedule
 from partitions.schema import Bucket, Slot
+from partitions.tables import Table
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +56,8 @@ _FREE = {
         *("step", "threads", "memory_mb", "buffer", "prefetch", "page_cache"),
     )
 }
+_LARGEST = float(np.finfo(np.float32).max)
+_MODEST_STEP = 1e6  # at this rate it takes 1e12 updates of one row to overflow a score
 
 _TABLES: Mapping[str, type[ModelConfig | TrainConfig]] = {
     "model": ModelConfig,
@@ -209,11 +212,26 @@ class _Trainer:
                         raise DataError(self._diverged(lease, loss))
                     ledger.add(num_edges, loss)
             for slot, table in tables.items():
-                ends = [table.vectors.min(initial=0), table.vectors.max(initial=0)]
-                if not np.isfinite(ends).all():
-                    raise DataError(self._diverged(lease, math.nan, f"vectors of {slot[0]}"))
+                if (largest := self._overflow(table)) is not None:
+                    raise DataError(self._diverged(lease, largest, f"vectors of {slot[0]}"))
         waiting, total = self.schedule.num_waiting, self.schedule.num_buckets
         ledger.close(total - waiting, total, self.buffer.wait_s - wait_before)
+
+    def _overflow(self, table: Table) -> float | None:
+        """What in a table just trained is no number, or too large for two vectors to be scored.
+
+        AdaGrad divides a gradient by the root of the state it was added to, so a number moves by
+        at most lr sqrt(dim) an update: with a finite state only a huge lr can carry it away, and
+        only then the vectors themselves, dim times as many, are gone through.
+        """
+        if not math.isfinite(largest := float(table.state.max(initial=0))):
+            return largest
+        dim = table.vectors.shape[1]
+        if self.config.lr * math.sqrt(dim) < _MODEST_STEP:
+            return None
+        ends = table.vectors.max(initial=0), -table.vectors.min(initial=0)
+        largest = float(np.max(ends))
+        return None if largest**2 * dim < _LARGEST else largest
 
     def _rate(self, lease: Lease) -> Callable[[int], float]:
         """What step sizes are multiplied by for a bucket's next edges, given how many they are.

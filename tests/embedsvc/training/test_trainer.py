@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import math
 import resource
 import time
@@ -215,9 +216,13 @@ def test_ten_kills_at_random_moments_change_no_bit(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("buffer", [2, 3])
+@pytest.mark.parametrize(
+    ("partitions", "buffer", "step"), [(7, 2, "fast"), (7, 3, "exact"), (6, 3, "fast")]
+)
 def test_twenty_kills_while_tables_come_and_go_change_no_bit(
+    partitions: int,
     buffer: int,
+    step: str,
     make_graph: MakeGraph,
     tmp_path: Path,
     content_of: Content,
@@ -226,8 +231,8 @@ def test_twenty_kills_while_tables_come_and_go_change_no_bit(
     """Commits are rare, so that kills meet tables that were spilled and belong to no manifest."""
     rng = np.random.default_rng(3)
     edges = [(f"e{a}", "r", f"e{b}") for a, b in rng.integers(0, 600, (4000, 2))]
-    graph = make_graph({"train": edges}, {"r": ("e", "e")}, {"e": 7})
-    config = but(CONFIG, buffer=buffer, commit_every_s=0.05, page_cache=False)
+    graph = make_graph({"train": edges}, {"r": ("e", "e")}, {"e": partitions})
+    config = but(CONFIG, buffer=buffer, step=step, commit_every_s=0.05, page_cache=False)
     assert_kills_change_no_bit(graph, config, 20, tmp_path, content_of, start_training)
 
 
@@ -309,6 +314,37 @@ def test_a_full_disk_ends_training_and_loses_no_commit(
     assert caught.value.errno == errno.EFBIG
     assert str(caught.value.filename).startswith(str(folder / "tables"))
     assert content_of(large_graph, folder) == before
+    assert train(large_graph, folder, MODEL, CONFIG).resumed
+    assert content_of(large_graph, folder) == content_of(large_graph, tmp_path / "whole")
+
+
+def test_table_files_that_vanish_in_mid_training_are_named_and_go_on_when_put_back(
+    large_graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    train(large_graph, tmp_path / "whole", MODEL, CONFIG)
+    folder, away = tmp_path / "checkpoint", tmp_path / "away"
+    rare = but(CONFIG, commit_every_s=1e9)
+    train(large_graph, folder, MODEL, but(rare, epochs=1))
+    manifest = (folder / MANIFEST).read_bytes()
+
+    class MovesTablesAway(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "done=5/16" in record.getMessage():
+                (folder / "tables").rename(away)
+                (folder / "tables").mkdir()
+
+    handler, logger = MovesTablesAway(), logging.getLogger("embedsvc.training.ledger")
+    level = logger.level
+    logger.addHandler(handler), logger.setLevel(logging.INFO)
+    try:
+        with pytest.raises(DataError, match=r"tables/\S+ is missing\. Copy .*, or remove") as e:
+            train(large_graph, folder, MODEL, rare)
+    finally:
+        logger.removeHandler(handler), logger.setLevel(level)
+    assert "\n" not in str(e.value)
+    assert (folder / MANIFEST).read_bytes() == manifest
+    for path in away.iterdir():
+        path.rename(folder / "tables" / path.name)
     assert train(large_graph, folder, MODEL, CONFIG).resumed
     assert content_of(large_graph, folder) == content_of(large_graph, tmp_path / "whole")
 
@@ -520,9 +556,40 @@ def test_divergence_is_named_by_epoch_and_bucket(
     with pytest.raises(
         DataError, match=r"Training diverged: the .* in epoch 1, bucket \(1, 1\)\. Lower train\.lr"
     ):
-        train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, lr=1e30, order="inside_out"))
+        train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, **DIVERGES, **how))
 
-        train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, lr=1e30, **how))
+
+DIVERGES = {"lr": 1e30, "order": "inside_out"}
+
+
+@pytest.mark.parametrize("how", [{"step": "exact"}, {"threads": 1}, {"threads": 2}], ids=str)
+def test_divergence_in_a_later_epoch_is_caught_in_its_first_bucket_and_the_commit_judged(
+    how: dict[str, Any], large_graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    """The second epoch's step size is 1e30: whatever it touches is too large to be scored."""
+    config = but(CONFIG, order="inside_out", lr=0.1, **how)
+    folder = tmp_path / "checkpoint"
+    train(large_graph, folder, MODEL, but(config, epochs=1))
+    before = content_of(large_graph, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["config"]["train"]["lr"] = 1e30  # which a resumed run may not change otherwise
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"in epoch 2, bucket \(3, 3\)\. Lower train\.lr") as e:
+        train(large_graph, folder, MODEL, but(config, lr=1e30))
+    assert "\n" not in str(e.value)
+    assert content_of(large_graph, folder) == before
+    trained = Trained(large_graph, folder)
+    assert 0 < rank_links(trained, trained.edges("test")).summary()["mrr"] <= 1
+
+
+def test_vectors_too_large_to_be_scored_are_never_committed(
+    make_graph: MakeGraph, tmp_path: Path
+) -> None:
+    """One update of 1e25: every number is finite still, but no product of two of them."""
+    graph = make_graph({"train": [("a", "r", "b"), ("c", "r", "d")]}, {"r": ("e", "e")})
+    with pytest.raises(DataError, match=r"Training diverged: .* in epoch 1, bucket \(0, 0\)"):
+        train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, epochs=1, lr=1e25))
+    assert not (tmp_path / "checkpoint" / MANIFEST).exists()
 
 
 def test_divergence_leaves_the_last_commit_as_it_was(
