@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from partitions import published
 from partitions.checkpoint import MANIFEST, PREVIOUS
 from partitions.graph import Graph
 
+COMMAND = Path(sys.executable).with_name("embedsvc")
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 GROUPS, USERS, ITEMS, BOUGHT = 4, 15, 12, 7
@@ -401,6 +403,34 @@ def test_a_second_trainer_is_refused_while_the_first_goes_on(
         finally:
             first.kill()
     assert run(copy, *EVAL).returncode == 0  # a whole checkpoint, whatever the moment
+
+
+_MODES_COUNT = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP: root loses CAP_DAC_OVERRIDE
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="takes a right from root by Linux's prctl")
+def test_a_read_only_folder_is_said_and_the_same_command_goes_on_later(
+    copy: Path, run: Run
+) -> None:
+    tables, before = copy / "run/checkpoint/tables", snapshot(copy)
+    tables.chmod(0o555)
+    try:
+        command = [sys.executable, "-c", _MODES_COUNT, COMMAND, *TRAIN]
+        refused = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    finally:
+        tables.chmod(0o755)
+    assert refused.returncode == 2
+    *log, last = refused.stderr.splitlines()
+    assert re.fullmatch(r"embedsvc: \S*run/checkpoint/tables\S*: permission denied; .*", last)
+    assert all(_LOG_LINE.match(line) for line in log)
+    after = snapshot(copy)
+    after.pop("run/checkpoint/metrics.jsonl"), before.pop("run/checkpoint/metrics.jsonl")
+    assert after == before
+    assert run(copy, *EVAL).returncode == run(copy, *TRAIN).returncode == 0
 
 
 @pytest.mark.slow

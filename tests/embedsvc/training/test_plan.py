@@ -165,3 +165,45 @@ def test_the_measured_peak_is_what_the_plan_said(
     measured = json.loads(found.stdout)
     assert 140e6 < measured["tables"] < 160e6
     assert 0.9 * measured["plan"] < measured["peak"] < 1.05 * measured["plan"], measured
+
+
+_TRAIN_LIMITED = """
+import resource, sys
+limit = int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+from pathlib import Path
+from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.training.trainer import train
+from partitions.graph import Graph
+
+config = TrainConfig(epochs=2, threads=1, buffer=int(sys.argv[4]), memory_mb=10**6)
+print(train(Graph(Path(sys.argv[1])), Path(sys.argv[2]), ModelConfig(dim=400), config).num_edges)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only there RLIMIT_DATA counts mappings")
+def test_tables_three_times_the_memory_allowed_are_trained_to_the_end(
+    make_graph: MakeGraph, tmp_path: Path
+) -> None:
+    """RLIMIT_DATA counts what a process may write to, wherever it got it: the heap, mappings,
+    stacks. RLIMIT_AS would count addresses too, of which libraries take three times as much as
+    they use; there is no limit on resident memory that Linux heeds."""
+    edges = [(f"u{i}", "buys", f"i{i % 1000}") for i in range(860_000)]
+    graph = make_graph({"train": edges}, {"buys": ("user", "item")}, {"user": 64})
+    row_bytes = 401 * 4
+    limit = sum(map(graph.num_rows, graph.slots())) * row_bytes // 3
+    # The first use of the kernel compiles it, for which so little is too little.
+    train(a_graph(make_graph, 1), tmp_path / "warm", ModelConfig(dim=400), TrainConfig(threads=1))
+
+    def run(buffer: int) -> subprocess.CompletedProcess[str]:
+        script = [sys.executable, "-c", _TRAIN_LIMITED, graph.path, tmp_path / str(buffer)]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [*script, str(limit), str(buffer)], capture_output=True, text=True, env=environment
+        )
+
+    few, all_of_them = run(2), run(64)
+    assert few.returncode == 0, few.stderr
+    assert few.stdout.split() == [str(2 * len(edges))]
+    assert all_of_them.returncode and "Unable to allocate" in all_of_them.stderr
