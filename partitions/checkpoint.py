@@ -9,8 +9,8 @@
 A commit writes new files under names that carry a token nobody else has, fsyncs them, and renames a
 manifest that names them over the old one; only then may the schedule call a bucket done. Between
 commits, tables that leave memory are spilled the same way: their files are nobody's until the next
-manifest names them. The sweep after a commit removes what neither the newest two manifests nor the
-best one name.
+manifest names them. The sweep, after a commit and when training goes on, removes what neither the
+newest two manifests nor the best one name.
 """
 
 import os
@@ -180,9 +180,10 @@ class Checkpoint:
         if (self.path / MANIFEST).exists():
             self._link(MANIFEST, PREVIOUS)
         durable.write_json(self.path / MANIFEST, manifest.as_json())
-        self._sweep()
+        self.sweep()
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Remove what no manifest that is kept names; a kill may have come before it once."""
         named = set()
         for path in (self.path / name for name in (MANIFEST, PREVIOUS, BEST)):
             if path.exists():

@@ -115,6 +115,7 @@ class _Trainer:
             _check_resumable(manifest, graph, settings, checkpoint.path)
             if manifest.progress.epoch < config.epochs:
                 checkpoint.verify(manifest)
+            checkpoint.sweep()
             if manifest.parameters:
                 self.model.parameters.load(checkpoint.read_parameters(manifest.parameters))
         else:

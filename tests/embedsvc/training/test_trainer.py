@@ -236,6 +236,19 @@ def test_twenty_kills_while_tables_come_and_go_change_no_bit(
     assert_kills_change_no_bit(graph, config, 20, tmp_path, content_of, start_training)
 
 
+def test_what_a_kill_left_is_swept_even_where_nothing_is_left_to_do(
+    graph: Graph, tmp_path: Path
+) -> None:
+    """As a kill after the last manifest was renamed, and before its sweep."""
+    folder = tmp_path / "checkpoint"
+    train(graph, folder, MODEL, CONFIG)
+    before = {path for path in folder.rglob("*") if path.is_file()}
+    (folder / "tables" / "user-000.0000000001.safetensors").touch(exist_ok=False)
+    (folder / "parameters.0000000001.safetensors").touch(exist_ok=False)
+    train(graph, folder, MODEL, CONFIG)
+    assert {path for path in folder.rglob("*") if path.is_file()} == before
+
+
 def assert_kills_change_no_bit(
     graph: Graph,
     config: TrainConfig,
@@ -323,6 +336,7 @@ def test_table_files_that_vanish_in_mid_training_are_named_and_go_on_when_put_ba
 ) -> None:
     train(large_graph, tmp_path / "whole", MODEL, CONFIG)
     folder, away = tmp_path / "checkpoint", tmp_path / "away"
+    away.mkdir()
     rare = but(CONFIG, commit_every_s=1e9)
     train(large_graph, folder, MODEL, but(rare, epochs=1))
     manifest = (folder / MANIFEST).read_bytes()
@@ -330,14 +344,14 @@ def test_table_files_that_vanish_in_mid_training_are_named_and_go_on_when_put_ba
     class MovesTablesAway(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if "done=5/16" in record.getMessage():
-                (folder / "tables").rename(away)
-                (folder / "tables").mkdir()
+                for path in (folder / "tables").glob("*.safetensors"):  # not what is being written
+                    path.rename(away / path.name)
 
     handler, logger = MovesTablesAway(), logging.getLogger("embedsvc.training.ledger")
     level = logger.level
     logger.addHandler(handler), logger.setLevel(logging.INFO)
     try:
-        with pytest.raises(DataError, match=r"tables/\S+ is missing\. Copy .*, or remove") as e:
+        with pytest.raises(DataError, match=r"tables/\S+ is missing\.") as e:
             train(large_graph, folder, MODEL, rare)
     finally:
         logger.removeHandler(handler), logger.setLevel(level)
