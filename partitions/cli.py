@@ -83,6 +83,13 @@ def main() -> None:
         if error.errno not in _DISK:
             raise
         sys.exit(_fail(f"{error.filename or 'writing to disk'}: {_DISK[error.errno]}."))
+    except MemoryError:
+        sys.exit(
+            _fail(
+                "out of memory: what is allowed to this process is less than was free when it "
+                "planned. Free some, or choose more partitions or a smaller train.buffer."
+            )
+        )
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -45,6 +45,7 @@ def train(what: str) -> None:
         "full": OSError(errno.ENOSPC, "No space left on device", "runs/x"),
         "quota": OSError(errno.EDQUOT, "Disk quota exceeded"),
         "read-only": OSError(errno.EROFS, "Read-only file system", "runs/x"),
+        "memory": MemoryError(),
         "bug": OSError(errno.EBADF, "Bad file descriptor"),
         "our mistake": AssertionError("cannot be"),
     }[what]
@@ -167,6 +168,11 @@ def test_an_unknown_setting_is_one_line(folder: Path) -> None:
             "quota",
             "writing to disk: the disk quota is used up; free some space and run the same command "
             "again.",
+        ),
+        (
+            "memory",
+            "out of memory: what is allowed to this process is less than was free when it "
+            "planned. Free some, or choose more partitions or a smaller train.buffer.",
         ),
         ("read-only", "runs/x: the file system is read-only; choose another [run] dir."),
     ],
