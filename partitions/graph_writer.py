@@ -327,6 +327,8 @@ class GraphWriter:
             for slot, start in zip(slots_of(entity_type), known, strict=True):
                 stem = folder / "entities" / name
                 key_files[slot] = []
+                if attributes is not None:
+                    attribute_files[slot] = []
                 if start and start == keys.num_rows[slot.partition]:
                     continue  # nothing new here
                 path = stem / f"keys-{slot.partition:03}{self.suffix}.arrow"

@@ -213,6 +213,20 @@ def test_attributes_grow_with_their_keys(tmp_path: Path) -> None:
     assert titles.column("title").to_pylist() == [f"Title {key[1:]}" for key in keys]
 
 
+def test_attributes_stay_where_an_append_brings_no_new_key(tmp_path: Path) -> None:
+    edges = shop_edges(50)
+    write_edges(tmp_path / "day0.tsv", edges)
+    write_edges(tmp_path / "titles.tsv", [(f"i{n}", f"Title {n}") for n in range(200)])
+    settings = with_titles(tmp_path, key=0, title=1)
+    import_graph(config_of(tmp_path, **settings), tmp_path / "graph")
+    before = Graph(tmp_path / "graph").attributes("item")
+    write_edges(tmp_path / "day1.tsv", edges[:9])
+    assert before is not None
+    for _ in range(2):
+        assert before.equals(appended(tmp_path, **settings).attributes("item"))
+        write_edges(tmp_path / "day2.tsv", edges[9:20])
+
+
 def test_a_graph_that_grew_is_current(tmp_path: Path, first: Graph) -> None:
     write_days(tmp_path, 1)
     assert difference(config_of(tmp_path), tmp_path / "graph") is not None
