@@ -9,6 +9,7 @@ import re
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -29,6 +30,19 @@ def as_strings(column: pa.Array, file: object, name: Column) -> pa.Array:
         raise DataError(
             f"{file}: column {name} holds bytes that are not utf-8. Export it as text."
         ) from None
+
+
+def as_lists(column: pa.Array, file: object, name: Column) -> pa.Array:
+    """large_list of text, or of whole numbers as text; a list that is null is empty."""
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy().astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return pa.LargeListArray.from_arrays(
+        pa.array(starts, pa.int64()), as_strings(column.flatten(), file, name)
+    )
+
+
+def is_list(kind: Any) -> bool:
+    return isinstance(kind, pa.ListType | pa.LargeListType | pa.FixedSizeListType)
 
 
 def as_floats(column: pa.Array, file: object, name: Column) -> pa.Array:

@@ -121,6 +121,23 @@ class AttributesConfig(SourceConfig):
         return self
 
 
+class FeaturesConfig(SourceConfig):
+    """`[graph.entities.NAME.features]`: an entity's vector is the mean of its features' vectors."""
+
+    columns: dict[Literal["key", "features"], Column] = {"key": 0, "features": 1}
+    """Both; `features` is one feature a row, several with a separator, or a column of lists."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """Between the features of a row; unset: a row has one, or a list."""
+    type: str | None = None
+    """Entity type that the features make up; several types may share one. Unset: NAME-feature."""
+
+    @model_validator(mode="after")
+    def _maps_both(self) -> "FeaturesConfig":
+        if missing := {"key", "features"} - set(self.columns):
+            raise ValueError(f"columns does not map {', '.join(sorted(missing))}")
+        return self
+
+
 class InputConfig(SourceConfig):
     """`[[graph.inputs]]`: rows that are edges."""
 
@@ -156,6 +173,8 @@ class EntityConfig(Table):
     """About how many there will be, for the memory plan; unset: guessed from the first rows."""
     attributes: AttributesConfig | None = None
     """A file with columns to show beside a key."""
+    features: FeaturesConfig | None = None
+    """A file with the features that the entities' vectors are made of; unset: of their own."""
 
 
 class RelationConfig(Table):
@@ -243,8 +262,25 @@ class GraphConfig(Table):
     def content(self) -> dict[str, Any]:
         """The settings that the graph depends on, as JSON values."""
         how = {"gate": True, "threads": True, "memory_mb": True}
-        expected = {name: {"expected": True} for name in self.entities}
-        return self.model_dump(mode="json", exclude={**how, "entities": expected})
+        # Features where unset: graphs from before there were any are to be known again.
+        unset = {
+            name: {"expected": True} | ({} if entity.features else {"features": True})
+            for name, entity in self.entities.items()
+        }
+        return self.model_dump(mode="json", exclude={**how, "entities": unset})
+
+    @field_validator("entities")
+    @classmethod
+    def _with_features(cls, entities: dict[str, EntityConfig]) -> dict[str, EntityConfig]:
+        """The same with features' types named, and there."""
+        found = dict(entities)
+        for name, entity in entities.items():
+            if (features := entity.features) is not None:
+                kind = features.type or f"{name}-feature"
+                named = features.model_copy(update={"type": kind})
+                found[name] = entity.model_copy(update={"features": named})
+                found.setdefault(kind, EntityConfig())
+        return found
 
     @model_validator(mode="after")
     def _fits_together(self) -> "GraphConfig":
@@ -262,6 +298,7 @@ class GraphConfig(Table):
                         f"which is not under [graph.entities]. {hint}"
                     )
         self._check_origin()
+        self._check_features()
         counts = {e.partitions for e in self.entities.values()} - {1}
         if len(counts) > 1:
             raise ValueError(
@@ -286,6 +323,23 @@ class GraphConfig(Table):
                 raise ValueError(f"holdout.relations names {name}, which is not a relation. {hint}")
         return self
 
+    def _check_features(self) -> None:
+        for name, entity in self.entities.items():
+            if entity.features is None:
+                continue
+            kind = entity.features.type or ""
+            if self.entities[kind].features is not None:
+                raise ValueError(
+                    f"entities.{name}.features are of type {kind}, which has features itself: "
+                    "they need vectors of their own. Name another type"
+                )
+            for one in (name, kind):
+                if self.entities[one].partitions > 1:
+                    raise ValueError(
+                        f"entities.{one}: a type with features has 1 partition, and so has that "
+                        f"of its features, found {self.entities[one].partitions}"
+                    )
+
     def _check_origin(self) -> None:
         if self.own_buckets is None:
             if not self.inputs:
@@ -302,6 +356,8 @@ class GraphConfig(Table):
                 raise ValueError(
                     f"own_buckets have no attributes: remove entities.{name}.attributes"
                 )
+            if entity.features is not None:
+                raise ValueError(f"own_buckets have no features: remove entities.{name}.features")
 
 
 class Settings:

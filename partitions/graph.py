@@ -4,6 +4,7 @@ graph.json                        format version, types, relations, counts, dige
                                   and a digest of its own content (older ones have none)
 entities/TYPE/keys-PPP.arrow      dictionary of one partition (dictionary.py)
 entities/TYPE/attributes-PPP.arrow  one row per key, columns of text to show; where given
+entities/TYPE/bags-000.arrow      features of each entity (bags.py); of types that have features
 edges/SPLIT/LLL-RRR.arrow         one bucket (edges.py); only buckets that have edges
 """
 
@@ -19,8 +20,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from partitions import bags as bag_files
 from partitions import dictionary, durable
 from partitions import edges as edge_files
+from partitions.bags import Bags
 from partitions.durable import FileEntry
 from partitions.edges import Edges
 from partitions.errors import DataError, did_you_mean
@@ -49,6 +52,7 @@ class GraphManifest:
     batches: Sequence[Mapping[str, Any]] = field(default_factory=list)  # sources and counts of each
     ancestors: Sequence[str] = field(default_factory=list)  # digests of the graphs it grew from
     config: Mapping[str, Any] = field(default_factory=dict)  # the [graph] table it was made from
+    bag_files: Mapping[Slot, Sequence[FileEntry]] = field(default_factory=dict)
     partitioning: str = "hash"  # or "own": by a rule of those who partitioned it (own_buckets.py)
 
     @property
@@ -62,6 +66,7 @@ class GraphManifest:
     def paths(self) -> set[str]:
         """Every file that belongs to the graph."""
         groups = [*self.key_files.values(), *self.attribute_files.values()]
+        groups += self.bag_files.values()
         return {file.path for files in [*groups, *self.edge_files.values()] for file in files}
 
     def as_json(self) -> dict[str, Any]:
@@ -80,9 +85,11 @@ class GraphManifest:
                             "keys": _as_json(self.key_files[slot]),
                             "attributes": _as_json(self.attribute_files.get(slot, [])),
                         }
+                        | self._bags_as_json(slot)
                         for slot in slots_of(entity_type)
                     ],
                 }
+                | ({"features": entity_type.features} if entity_type.features else {})
                 for entity_type in self.entity_types
             ],
             "relations": [
@@ -110,6 +117,9 @@ class GraphManifest:
             "partitioning": self.partitioning,
         }
 
+    def _bags_as_json(self, slot: Slot) -> dict[str, Any]:
+        return {"bags": _as_json(self.bag_files[slot])} if slot in self.bag_files else {}
+
     @staticmethod
     def from_json(value: Mapping[str, Any]) -> "GraphManifest":
         """Raises KeyError, TypeError, ValueError or AttributeError for what is no manifest."""
@@ -118,7 +128,10 @@ class GraphManifest:
             raise ValueError(f"{min(odd)} is not known here")
         if "digest" in value and value["digest"] != _digest_of(rest):  # older ones have none
             raise ValueError("its digest is not that of its content")
-        types = [EntityType(t["name"], len(t["partitions"])) for t in value["entity_types"]]
+        types = [
+            EntityType(t["name"], len(t["partitions"]), t.get("features"))
+            for t in value["entity_types"]
+        ]
         slots = {
             Slot(t["name"], at): part
             for t in value["entity_types"]
@@ -147,6 +160,9 @@ class GraphManifest:
             batches=value["batches"],
             ancestors=value["ancestors"],
             config=value["config"],
+            bag_files={
+                slot: _from_json(part["bags"]) for slot, part in slots.items() if "bags" in part
+            },
             partitioning=value["partitioning"],
         )
 
@@ -259,7 +275,30 @@ class Graph:
         """The tables that training the bucket may touch, each once."""
         slots = [self.slot_of(r.lhs, bucket.lhs) for r in self.relations]
         slots += [self.slot_of(r.rhs, bucket.rhs) for r in self.relations]
-        return list(dict.fromkeys(slots))
+        return list(dict.fromkeys(map(self.table_of, slots)))
+
+    def table_of(self, slot: Slot) -> Slot:
+        """The table that holds a slot's vectors, or those that they are the means of."""
+        features = self.entity_types[slot.entity_type].features
+        return slot if features is None else Slot(features, 0)
+
+    def tables(self) -> list[Slot]:
+        """The slots that have vectors of their own."""
+        return [slot for slot in self.slots() if self.table_of(slot) == slot]
+
+    def bags(self, entity_type: str) -> Bags | None:
+        """The features of each entity as offsets in its table_of; None where it has no features."""
+        if self.entity_types[entity_type].features is None:
+            return None
+        slot = Slot(entity_type, 0)
+        files = self.manifest.bag_files.get(slot, [])
+        bags = bag_files.joined([bag_files.read(self._whole(file)) for file in files])
+        if len(bags) != self.num_rows(slot):
+            raise DataError(
+                f"{self.path / MANIFEST} was altered: it has {self.num_rows(slot)} {entity_type} "
+                f"entities and features of {len(bags)}. {_REMEDY}"
+            )
+        return bags
 
     def keys(self, slot: Slot) -> pa.Array:
         parts = [dictionary.read(self._whole(file)) for file in self.manifest.key_files[slot]]

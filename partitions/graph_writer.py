@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from partitions import dictionary, durable, edges, provenance, readers, sources
+from partitions import bag_import, dictionary, durable, edges, provenance, readers, sources
 from partitions.attributes import Attributes
 from partitions.config import GraphConfig
 from partitions.dictionary import Workers
@@ -112,7 +112,9 @@ class GraphWriter:
     def _write(self, folder: Path) -> tuple[GraphManifest, WriteReport]:
         self._check_sizes()
         key_files, attribute_files = self._write_entities(folder)
+        bag_files = bag_import.write(folder, self.imported.bags, self.suffix)
         written = self._write_buckets(folder)
+        bag_import.mark_trained(self.imported.bags, self.trained)
         num_edges = dict.fromkeys(SPLITS, 0)
         relation_edges = {split: np.zeros(len(self.relations), np.int64) for split in SPLITS}
         for part in written:
@@ -143,6 +145,7 @@ class GraphWriter:
                 }
             ],
             config=self.config.content,
+            bag_files=bag_files,
         )
         if self.base is not None:
             manifest = _joined(self.base, manifest)
@@ -384,6 +387,9 @@ def _joined(base: Graph, new: GraphManifest) -> GraphManifest:
         slot: [*old.attribute_files.get(slot, []), *files]
         for slot, files in new.attribute_files.items()
     }
+    bag_files = {
+        slot: [*old.bag_files.get(slot, []), *files] for slot, files in new.bag_files.items()
+    }
     edge_files = {at: list(files) for at, files in old.edge_files.items()}
     num_edges = dict(old.num_edges)
     for at, files in new.edge_files.items():
@@ -397,6 +403,7 @@ def _joined(base: Graph, new: GraphManifest) -> GraphManifest:
         new,
         key_files=key_files,
         attribute_files=attribute_files,
+        bag_files=bag_files,
         edge_files=edge_files,
         num_edges=num_edges,
         relation_edges=relation_edges,

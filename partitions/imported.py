@@ -1,9 +1,10 @@
 """What pass 1 of an import hands to pass 2."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from partitions.bag_import import NewBags
 from partitions.config import RelationConfig
 from partitions.dictionary import Dictionary
 from partitions.schema import EntityType
@@ -22,3 +23,4 @@ class Imported:
     spool: Spool
     sources: list[dict[str, Any]]
     skipped: SkippedRows
+    bags: Mapping[str, NewBags] = field(default_factory=dict)  # of each type that has features

@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from partitions import durable, notes, provenance, readers, sources, validation
+from partitions import bag_import, durable, notes, provenance, readers, sources, validation
 from partitions.cells import as_strings
 from partitions.config import GraphConfig, InputConfig, RelationConfig
 from partitions.dictionary import Dictionary, Workers
@@ -64,6 +64,8 @@ class ImportReport:
     dropped_edges: int  # by the policies on duplicates and self-loops
     untrained_entities: dict[str, int]  # of the entities that are new: without a training edge
     unmatched_attributes: dict[str, int] = field(default_factory=dict)
+    featureless_entities: dict[str, int] = field(default_factory=dict)  # new, with an empty bag
+    changed_bags: dict[str, int] = field(default_factory=dict)  # of old entities: they stay
     resumed: bool = False
     skipped_file: Path | None = None  # that holds the rows skipped
     gate: Report | None = None  # None where the data was not checked
@@ -128,6 +130,8 @@ def import_graph(
         dropped_edges=report.dropped_edges,
         untrained_entities=report.untrained_entities,
         unmatched_attributes=report.unmatched_attributes,
+        featureless_entities={name: new.num_empty for name, new in imported.bags.items()},
+        changed_bags={name: new.num_changed for name, new in imported.bags.items()},
         resumed=reading.resumed,
         skipped_file=path_of(path) if report.skipped_rows else None,
         gate=judged,
@@ -205,7 +209,10 @@ class _Reading:
         self.config, self.workers, self.base, self.progress = config, workers, base, progress
         self.gate = gate
         self.types = {
-            name: EntityType(name, entity.partitions) for name, entity in config.entities.items()
+            name: EntityType(
+                name, entity.partitions, entity.features.type if entity.features else None
+            )
+            for name, entity in config.entities.items()
         }
         self._begin()
         columns = {name for source in config.inputs for name in source.resolved_columns}
@@ -268,6 +275,7 @@ class _Reading:
                     f"graph.entities.{name}.partitions back, or import anew with --replace."
                 )
             self._check_attributes(base, name)
+            bag_import.check_same(base, known, self.types[name])
             for slot in slots_of(known):
                 self.dictionaries[name].encode(base.keys(slot), self.workers)
         for relation in base.relations:
@@ -323,6 +331,9 @@ class _Reading:
                 self.gate.end_file(file, source)
             self._save(at + 1, 0, 0)
         self._note(len(self._files), 0, 0)
+        bags = bag_import.read(
+            self.config, self.dictionaries, self.base, self.sources, self.skipped, self.workers
+        )
         return Imported(
             self.types,
             self.dictionaries,
@@ -331,6 +342,7 @@ class _Reading:
             self.spool,
             self.sources,
             self.skipped,
+            bags,
         )
 
     def _pieces(self, file: InputFile, source: InputConfig) -> Iterator[Piece]:

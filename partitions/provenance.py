@@ -37,7 +37,7 @@ def record(
     file: InputFile, before: Stamp, rows: int, source: InputConfig | None = None
 ) -> dict[str, Any]:
     """A file as the manifest names it. before: its stamp before it was read; source: the input that
-    read it, None for attributes."""
+    read it, None for attributes and features."""
     found = {
         "path": file.address,
         "resolved": _resolved(file.address),
@@ -188,7 +188,7 @@ def difference(config: GraphConfig, path: Path) -> str | None:
 
 
 def _all_files(config: GraphConfig) -> Iterator[list[InputFile]]:
-    """The files of every input, then of every type's attributes: in the order they are read."""
+    """The files of every input, and of every type's attributes and features."""
     if config.own_buckets is not None:
         yield own_buckets.files(config)
     for source in config.inputs:
@@ -196,6 +196,8 @@ def _all_files(config: GraphConfig) -> Iterator[list[InputFile]]:
     for entity in config.entities.values():
         if entity.attributes is not None:
             yield sources.expand(config.data, entity.attributes)
+        if entity.features is not None:
+            yield sources.expand(config.data, entity.features)
 
 
 def _changed_settings(old: Any, new: Any, name: str) -> Iterator[str]:

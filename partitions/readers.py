@@ -25,7 +25,15 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from partitions import json_lines, sources
-from partitions.cells import as_floats, as_seconds, as_strings, seconds_of, shown
+from partitions.cells import (
+    as_floats,
+    as_lists,
+    as_seconds,
+    as_strings,
+    is_list,
+    seconds_of,
+    shown,
+)
 from partitions.config import Column, SourceConfig
 from partitions.errors import DataError, did_you_mean
 from partitions.sources import InputFile, broken
@@ -87,6 +95,7 @@ class _Wanted(NamedTuple):
     times: tuple[str, ...]
     optional: tuple[str, ...]
     skip_garbled: bool = True
+    lists: tuple[str, ...] = ()
 
 
 def read(
@@ -127,10 +136,11 @@ def read_pieces(
     floats: tuple[str, ...] = (),
     times: tuple[str, ...] = (),
     optional: tuple[str, ...] = (),
+    lists: tuple[str, ...] = (),
 ) -> Iterator[Piece]:
     """The same batches with the cells they were made of and the rows that were left out. A piece
-    without columns holds bad rows only."""
-    return _pieces(file, source, _Wanted(columns, floats, times, optional), skip_bad)
+    without columns holds bad rows only. `lists`: columns that may also be lists of strings."""
+    return _pieces(file, source, _Wanted(columns, floats, times, optional, lists=lists), skip_bad)
 
 
 def _pieces(
@@ -679,6 +689,9 @@ def _checked(
     arrays, fine, good = {}, {}, None
     for name in batch.schema.names:
         column = batch.column(name)
+        if name in wanted.lists and is_list(column.type):
+            arrays[name] = as_lists(column, file, wanted.columns[name])
+            continue
         if name in wanted.floats:
             values = as_floats(column, file, wanted.columns[name])
             fine[name] = pc.fill_null(pc.is_finite(values), False)

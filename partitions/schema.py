@@ -15,6 +15,7 @@ SPLITS = ("train", "valid", "test")
 class EntityType:
     name: str
     num_partitions: int
+    features: str | None = None  # type whose rows its vectors are means of (bags.py); None: its own
 
 
 @dataclass(frozen=True)
