@@ -121,6 +121,15 @@ class Road:
         for name, count in report.unmatched_attributes.items():
             if count:
                 self._say(f"import: {count:,} {name} attributes belong to no edge")
+        for name, count in report.featureless_entities.items():
+            if count:
+                self._say(f"import: {count:,} {name} entities have no features: their vector is 0")
+        for name, count in report.changed_bags.items():
+            if count:
+                self._say(
+                    f"import: {count:,} {name} entities have other features now; they keep those "
+                    "they came with, until an import with --replace"
+                )
         if report.gate is not None:
             print_report(self.console, report.gate, self.folders.dir / SCHEMA, accept=accept)
         return report

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.graph.bags import entity_vectors
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
 from partitions import durable, tables
@@ -65,6 +66,9 @@ class Trained:
         return self._last[1]
 
     def _read(self, slot: Slot) -> NDArray[np.float32]:
+        bags = self.graph.bags(slot.entity_type)
+        if bags is not None:
+            return entity_vectors(self._read(self.graph.table_of(slot)), bags)
         entry = self.manifest.tables.get(slot)
         if entry is None:
             return tables.fresh(self.graph.num_rows(slot), self._fresh(slot)).vectors

@@ -1,7 +1,7 @@
 """One update: gather rows, differentiate the batch's loss by autograd, write the rows back."""
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embedsvc.config import NegativesConfig
+from embedsvc.graph.bags import FeatureBags, pooled
 from embedsvc.graph.batches import Batch, Batcher, Group
 from embedsvc.graph.model import BatchVectors, GraphModel, batch_loss, table_name
 from embedsvc.graph.negatives import Sampling
@@ -47,13 +48,22 @@ class Step(Protocol):
 class ExactStep:
     """The plain step, and the twin that faster ones are held to. Mutates the tables it is given."""
 
-    def __init__(self, model: GraphModel, lr: float, relation_lr: float, in_batch: bool) -> None:
+    def __init__(
+        self,
+        model: GraphModel,
+        lr: float,
+        relation_lr: float,
+        in_batch: bool,
+        bags: Mapping[Slot, FeatureBags] | None = None,
+    ) -> None:
+        """bags: of the slots whose vectors are means of rows of another one's table."""
         self.model, self.lr, self.relation_lr, self.in_batch = model, lr, relation_lr, in_batch
+        self.bags = bags or {}
 
     def __call__(self, tables: Mapping[Slot, Table], batch: Batch) -> float:
         """Train on one batch; returns its loss before the update, summed over edges."""
         group = batch.group
-        rows = _Rows(tables, batch)
+        rows = _Rows(tables, batch, self.bags)
         forward = _Parameters(self.model, group.operator, False, batch)
         reverse = _Parameters(self.model, group.operator, True, batch)
         lhs, rhs, neg_lhs, neg_rhs = rows.vectors()
@@ -78,6 +88,7 @@ class ExactBatches:
     batch_size: int
     chunk_size: int
     negatives: NegativesConfig
+    bags: Mapping[Slot, FeatureBags] = field(default_factory=dict)
 
     def __call__(
         self,
@@ -87,8 +98,11 @@ class ExactBatches:
         seeds: Sequence[int],
         rate: Rate = constant,
     ) -> Generator[tuple[int, float], None, None]:
-        step = ExactStep(self.model, self.lr, self.relation_lr, self.negatives.in_batch)
-        batcher = self._batcher(groups, {slot: len(table.state) for slot, table in tables.items()})
+        in_batch = self.negatives.in_batch
+        step = ExactStep(self.model, self.lr, self.relation_lr, in_batch, self.bags)
+        num_rows = {slot: len(table.state) for slot, table in tables.items()}
+        num_rows |= {slot: len(found.bags) for slot, found in self.bags.items()}
+        batcher = self._batcher(groups, num_rows)
         for batch in batcher.batches(edges, np.random.default_rng(seeds)):
             factor = rate(batch.num_edges)
             step.lr, step.relation_lr = factor * self.lr, factor * self.relation_lr
@@ -119,38 +133,65 @@ class ExactBatches:
 
 
 class _Rows:
-    """The distinct table rows of a batch as autograd leaves, one per slot."""
+    """The distinct table rows of a batch as autograd leaves, one per table."""
 
-    def __init__(self, tables: Mapping[Slot, Table], batch: Batch) -> None:
+    def __init__(
+        self, tables: Mapping[Slot, Table], batch: Batch, bags: Mapping[Slot, FeatureBags]
+    ) -> None:
         self.tables, self.batch = tables, batch
         group = batch.group
         wanted: dict[Slot, list[np.ndarray]] = {group.lhs: [], group.rhs: []}
         wanted[group.lhs] += [batch.lhs_KC, batch.neg_lhs_KU]
         wanted[group.rhs] += [batch.rhs_KC, batch.neg_rhs_KU]
-        self.leaves: dict[Slot, tuple[Tensor, Tensor]] = {}
         self._places: dict[Slot, list[Tensor]] = {}
+        distinct: dict[Slot, Tensor] = {}
         for slot, parts in wanted.items():
             flat = torch.from_numpy(np.concatenate([part.ravel() for part in parts]))
-            rows, inverse = torch.unique(flat, return_inverse=True)
-            leaf = torch.from_numpy(tables[slot].vectors)[rows].requires_grad_()
-            self.leaves[slot] = (rows, leaf)
+            distinct[slot], inverse = torch.unique(flat, return_inverse=True)
             ends = np.cumsum([part.size for part in parts])[:-1].tolist()
             split = torch.tensor_split(inverse, ends)
             self._places[slot] = [
                 places.view(part.shape) for places, part in zip(split, parts, strict=True)
             ]
+        self.leaves: dict[Slot, tuple[Tensor, Tensor]] = {}
+        self._vectors = self._gathered(distinct, bags)
+
+    def _gathered(
+        self, distinct: Mapping[Slot, Tensor], bags: Mapping[Slot, FeatureBags]
+    ) -> dict[Slot, Tensor]:
+        """The vectors of each slot's distinct entities; fills `leaves`."""
+        table_of = {slot: bags[slot].table if slot in bags else slot for slot in distinct}
+        # Of each slot: rows of its table, and where in them each entity's features begin.
+        needs = {
+            slot: bags[slot].of(rows) if slot in bags else (rows, None)
+            for slot, rows in distinct.items()
+        }
+        for table in dict.fromkeys(table_of.values()):
+            wants = [rows for slot, (rows, _) in needs.items() if table_of[slot] == table]
+            rows = torch.unique(torch.cat(wants)) if bags else wants[0]  # which is distinct
+            leaf = torch.from_numpy(self.tables[table].vectors)[rows].requires_grad_()
+            self.leaves[table] = (rows, leaf)
+        vectors = {}
+        for slot, (wanted, starts) in needs.items():
+            rows, leaf = self.leaves[table_of[slot]]
+            if starts is not None:
+                vectors[slot] = pooled(leaf, torch.searchsorted(rows, wanted), starts)
+            else:
+                whole = len(wanted) == len(rows)
+                vectors[slot] = leaf if whole else leaf[torch.searchsorted(rows, wanted)]
+        return vectors
 
     def vectors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """lhs, rhs, neg_lhs, neg_rhs."""
         group = self.batch.group
-        lhs_leaf, rhs_leaf = self.leaves[group.lhs][1], self.leaves[group.rhs][1]
+        of_lhs, of_rhs = self._vectors[group.lhs], self._vectors[group.rhs]
         lhs, neg_lhs = self._places[group.lhs][:2]
         rhs, neg_rhs = self._places[group.rhs][-2:]
         return (
-            functional.embedding(lhs, lhs_leaf),
-            functional.embedding(rhs, rhs_leaf),
-            functional.embedding(neg_lhs, lhs_leaf),
-            functional.embedding(neg_rhs, rhs_leaf),
+            functional.embedding(lhs, of_lhs),
+            functional.embedding(rhs, of_rhs),
+            functional.embedding(neg_lhs, of_lhs),
+            functional.embedding(neg_rhs, of_rhs),
         )
 
     def update(self, lr: float) -> None:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.graph.bags import bags_bytes, bags_of, featurised
 from embedsvc.graph.fast import RUN_EDGES, num_cores, uncovered
 from embedsvc.graph.operators import OPERATORS
 from partitions.errors import ConfigError
@@ -47,13 +48,14 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         return graph.num_rows(slot) * (model.dim + 1) * 4
 
     single = {t.name for t in graph.entity_types.values() if t.num_partitions == 1}
-    pinned = sum(table_bytes(slot) for slot in graph.slots() if slot.entity_type in single)
+    pinned = sum(table_bytes(slot) for slot in graph.tables() if slot.entity_type in single)
+    pinned += bags_bytes(bags_of(graph))
     others = sorted(
-        (table_bytes(slot) for slot in graph.slots() if slot.entity_type not in single),
+        (table_bytes(slot) for slot in graph.tables() if slot.entity_type not in single),
         reverse=True,
     )
     bucket = max((graph.num_edges("train", b) for b in graph.buckets("train")), default=0)
-    if train.step == "exact" or uncovered(model, train.negatives):
+    if train.step == "exact" or uncovered(model, train.negatives) or featurised(graph):
         edges, batch = _exact_bytes(bucket, graph, model, train)
     else:
         edges, batch = _fast_bytes(bucket, len(graph.relations), model, train)
@@ -64,6 +66,8 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         judged = min(graph.num_edges("valid"), train.early_stopping.max_edges or 1 << 62)
         # Two tables as one follows the other, both ends and the moved one of each query, tiles.
         evaluation = 2 * largest + min(judged, _JUDGED) * 5 * model.dim * 4 + _TILE_BYTES
+        if featurised(graph):  # features' vectors while entities' are made of them
+            evaluation += largest
     return MemoryPlan(
         tables=pinned + sum(others[: train.buffer]),
         prefetch=sum(others[train.buffer :][: train.prefetch]),
@@ -89,15 +93,27 @@ def _exact_bytes(
     matrices = any(OPERATORS[name].matrix for name in operators)
     drawn = negatives.uniform + negatives.degree
     if negatives.all:
-        drawn = max(map(graph.num_rows, graph.slots()), default=0)
+        ends = {name for relation in graph.relations for name in (relation.lhs, relation.rhs)}
+        slots = [slot for slot in graph.slots() if slot.entity_type in ends]
+        drawn = max(map(graph.num_rows, slots), default=0)
         if not matrices and (model.reciprocal or operators == {"identity"}):
             chunk_size = train.batch_size  # as the step does
     chunks = max(1, train.batch_size // chunk_size)
     scores = chunks * chunk_size * (drawn + chunk_size * negatives.in_batch)
     rows = chunks * (2 * chunk_size + 2 * drawn) * model.dim
+    rows += _feature_rows(graph, rows // model.dim) * model.dim
     rows += matrices * 2 * chunks * model.dim * model.dim
     edges = bucket * (4 * 8 + 2)  # four int64 of shuffling, and the kind
     return edges, 4 * (7 * scores + 6 * rows)  # values, masks, gradients and autograd's copies
+
+
+def _feature_rows(graph: Graph, entities: int) -> int:
+    """At most so many distinct features have so many entities, if bags are of mean size."""
+    found = 0
+    for bags in bags_of(graph).values():
+        sizes = len(bags.bags.features) / max(len(bags.bags), 1)
+        found += min(graph.num_rows(bags.table), round(entities * sizes))
+    return found
 
 
 def _fast_bytes(
@@ -119,12 +135,18 @@ def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:
     plan = plan_memory(graph, model, train)
     available = available_bytes(train.memory_mb)
     row_bytes = (model.dim + 1) * 4
-    entities = {name: graph.num_entities(name) for name in graph.entity_types}
+    own = {slot.entity_type for slot in graph.tables()}
+    entities = {name: graph.num_entities(name) for name in graph.entity_types if name in own}
     tables = {name: count * row_bytes for name, count in entities.items()}
     lines = [
         f"{name}: {count:,} entities, vectors {count * model.dim * 4 / 1e6:,.1f} MB, "
         f"state {count * 4 / 1e6:,.1f} MB, {_partitions(graph.entity_types[name].num_partitions)}"
         for name, count in entities.items()
+    ]
+    lines += [
+        f"{name}: {graph.num_entities(name):,} entities, made of {kind.features}"
+        for name, kind in graph.entity_types.items()
+        if kind.features is not None
     ]
     edges = sum(graph.num_edges(split) for split in SPLITS)
     lines.append(f"{edges:,} edges, {graph.num_edges('train'):,} of them for training")

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.graph.bags import FeatureBags, bags_of, featurised
 from embedsvc.graph.batches import Group
 from embedsvc.graph.fast import FastStep, num_cores, uncovered
 from embedsvc.graph.initial import fresh_maker
@@ -131,13 +132,13 @@ class _Trainer:
         if manifest.graph_digest != graph.digest:
             self.known_batches = graph.manifest.ancestors.index(manifest.graph_digest) + 1
         single = {t.name for t in graph.entity_types.values() if t.num_partitions == 1}
-        self.single = frozenset(slot for slot in graph.slots() if slot.entity_type in single)
+        self.single = frozenset(slot for slot in graph.tables() if slot.entity_type in single)
         self._order = lru_cache(2)(self._new_order)  # asked for at every bucket
         self.schedule = Schedule(self._order, self._locks, config.epochs, manifest.progress)
         self.buffer = Buffer(
             checkpoint,
             manifest.tables,
-            {slot: graph.num_rows(slot) for slot in graph.slots()},
+            {slot: graph.num_rows(slot) for slot in graph.tables()},
             fresh_maker(graph, model, config.seed),
             pinned=self.single,
             capacity=config.buffer,
@@ -146,7 +147,8 @@ class _Trainer:
         )
         for bucket in graph.buckets("train"):
             self.buffer.check_fits(graph.slots_of_bucket(bucket))
-        self.step = _choose_step(self.model, uncovered(model, config.negatives), config)
+        not_fast = uncovered(model, config.negatives) or featurised(graph)
+        self.step = _choose_step(self.model, not_fast, config, bags_of(graph))
         self.rate = WarmedUp.build(config.lr_schedule, config.warmup_epochs)
         self.stopping: EarlyStopping | None = None
         if config.early_stopping is not None:
@@ -314,7 +316,12 @@ class _Trainer:
         return max(self.config.epochs - progress.epoch, 0) * per_epoch - done
 
 
-def _choose_step(model: GraphModel, not_fast: str | None, config: TrainConfig) -> Step:
+def _choose_step(
+    model: GraphModel,
+    not_fast: str | None,
+    config: TrainConfig,
+    bags: Mapping[Slot, FeatureBags],
+) -> Step:
     """not_fast: what the fast step does not cover."""
     lrs, negatives = (config.lr, config.relation_lr or config.lr), config.negatives
     if config.step == "fast" and not_fast:
@@ -328,7 +335,7 @@ def _choose_step(model: GraphModel, not_fast: str | None, config: TrainConfig) -
         )
     if not_fast:
         logger.info("training by the exact step: the fast one does not cover %s", not_fast)
-    return ExactBatches(model, *lrs, config.batch_size, config.chunk_size, negatives)
+    return ExactBatches(model, *lrs, config.batch_size, config.chunk_size, negatives, bags)
 
 
 def _check_resumable(

@@ -46,6 +46,11 @@ def given_tables(
         if name not in graph.entity_types:
             hint = did_you_mean(name, list(graph.entity_types))
             raise ConfigError(f"[model.init_from] {name} is not an entity type. {hint}")
+        if features := graph.entity_types[name].features:
+            raise ConfigError(
+                f"[model.init_from] {name}: its vectors are made of those of {features}. Give a "
+                f"file of vectors of {features}, or remove it."
+            )
         num_given = 0
         for slot in slots_of(graph.entity_types[name]):
             table = tables.fresh(graph.num_rows(slot), fresh_of(slot))
