@@ -124,9 +124,14 @@ class TrainConfig(Table):
 
     epochs: Annotated[int, Field(ge=1)] = 10
     lr: Annotated[float, Field(gt=0)] = 0.1
-    """Step size of row-wise AdaGrad on vectors."""
+    """Step size of `optimizer` on vectors."""
     relation_lr: Annotated[float, Field(gt=0)] | None = None
     """Step size of AdaGrad on operator parameters; unset: `lr`."""
+    optimizer: Spec = "rowwise_adagrad"
+    """Of vectors: rowwise_adagrad, adagrad, sgd, {name = "adam", beta1 = 0.9, beta2 = 0.999},
+    sm3."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of vectors in memory and on disk; the two short ones are rounded stochastically."""
     lr_schedule: Spec = "constant"
     """What both step sizes are multiplied by: constant, {name = "linear", epochs = 20},
     {name = "cosine", epochs = 20} or {name = "exponential", factor = 0.9}."""
@@ -165,6 +170,13 @@ class TrainConfig(Table):
     @classmethod
     def _known_order(cls, spec: Spec) -> Spec:
         return _buildable(ORDERS, spec)
+
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, spec: Spec) -> Spec:
+        from embedsvc.graph.optimizers import OPTIMIZERS
+
+        return _buildable(OPTIMIZERS, spec)
 
     @field_validator("lr_schedule")
     @classmethod

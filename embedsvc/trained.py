@@ -13,7 +13,7 @@ from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph.bags import entity_vectors
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
-from partitions import durable, tables
+from partitions import durable, precision
 from partitions.checkpoint import BEST, MANIFEST, Checkpoint
 from partitions.errors import DataError
 from partitions.graph import Graph, slots_of
@@ -53,10 +53,11 @@ class Trained:
             )
         self.digest = durable.sha256_of(self._manifest_path)
         config = ModelConfig.model_validate(self.manifest.config["model"])
-        seed = TrainConfig.model_validate(self.manifest.config["train"]).seed
+        train = TrainConfig.model_validate(self.manifest.config["train"])
         self.model = GraphModel.build(config, graph)
         self.model.parameters.load(self._checkpoint.read_parameters(self.manifest.parameters))
-        self._fresh = fresh_maker(graph, config, seed)
+        self._fresh = fresh_maker(graph, config, train.seed)
+        self._dtype = precision.DTYPES[train.precision]
         self._last: tuple[Slot, NDArray[np.float32]] | None = None
 
     def vectors(self, slot: Slot) -> NDArray[np.float32]:
@@ -71,10 +72,12 @@ class Trained:
             return entity_vectors(self._read(self.graph.table_of(slot)), bags)
         entry = self.manifest.tables.get(slot)
         if entry is None:
-            return tables.fresh(self.graph.num_rows(slot), self._fresh(slot)).vectors
+            made = self._fresh(slot)(np.arange(self.graph.num_rows(slot)))
+            return precision.widen(precision.nearest(made, self._dtype))
         rows = self.graph.num_rows(slot)
         try:
-            return self._checkpoint.read_table(entry, self._fresh(slot), rows).vectors
+            table = self._checkpoint.read_table(entry, self._fresh(slot), rows)
+            return precision.widen(table.vectors)
         except (DataError, FileNotFoundError):
             folder = self._checkpoint.path
             if durable.sha256_of(self._manifest_path) == self.digest:

@@ -1,9 +1,12 @@
-"""Embedding table files: one per (entity type, partition, version), row-wise state included.
+"""Embedding table files: one per (entity type, partition, version), optimizer state included.
 
-A safetensors file (tensors.py) with metadata {format_version, rows, dim} and
+A safetensors file (tensors.py) with metadata {format_version, rows, dim, optimizer} and
 
-    vectors  float32 [touched, dim]   rows that training has touched, in the order of offsets
-    state    float32 [touched]        row-wise optimiser state, not 0 for a touched row
+    vectors  [touched, dim]           rows that training has touched, in the order of offsets;
+                                      float32, bfloat16 or float16
+    state    float32 [touched, S]     the optimizer's, of each row; [touched] for some (Form).
+                                      Not all 0 for a touched row
+    shared   float32 [K]              the optimizer's, of the table; only where K > 0
     touched  uint8 [ceil(rows / 8)]   bitmap over all rows, least significant bit first
 
 Rows that were never touched are not stored: the reader regenerates them (from the seed and the
@@ -11,20 +14,22 @@ key's hash, which is the caller's knowledge). A file is written once, under a na
 token of its writer; nothing is overwritten.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from partitions import streams, tensors
+from partitions import precision, streams, tensors
 from partitions.durable import FileEntry
 from partitions.errors import DataError
+from partitions.precision import DTYPES
 from partitions.schema import Slot
 from partitions.streams import Incoming, Traffic
-from partitions.tensors import Rows
+from partitions.tensors import Layout, Rows
 
 FORMAT_VERSION = 1
 
@@ -32,20 +37,67 @@ FORMAT_VERSION = 1
 Fresh = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 
 
+@dataclass(frozen=True)
+class Form:
+    """How a table is kept."""
+
+    optimizer: str = "rowwise_adagrad"
+    state_shape: tuple[int, ...] = ()  # of a row: () is one number, (S,) are S
+    num_shared: int = 0
+    precision: str = "float32"  # of the vectors
+
+    def row_bytes(self, dim: int) -> int:
+        return self.vector_bytes(dim) + 4 * math.prod(self.state_shape)
+
+    def vector_bytes(self, dim: int) -> int:
+        return DTYPES[self.precision].itemsize * dim
+
+
+_PLAIN = Form()
+
+
 @dataclass
 class Table:
-    """One partition in memory. vectors: float32 [rows, dim]; state: float32 [rows], 0 = fresh."""
+    """One partition in memory.
 
-    vectors: NDArray[np.float32]
+    vectors: [rows, dim], of a dtype of precision.py; state: float32 [rows] or [rows, S];
+    shared: float32 [K].
+    """
+
+    vectors: NDArray[Any]
     state: NDArray[np.float32]
+    shared: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32))
+    optimizer: str = _PLAIN.optimizer
 
     @property
     def num_bytes(self) -> int:
-        return self.vectors.nbytes + self.state.nbytes
+        return self.vectors.nbytes + self.state.nbytes + self.shared.nbytes
+
+    @property
+    def touched(self) -> NDArray[np.bool_]:
+        """Of each row, whether training has touched it; NaN too: what diverged must not be made
+        anew in silence."""
+        if self.state.ndim == 1:
+            return np.not_equal(self.state, 0)
+        return np.any(self.state, axis=1)
 
 
-def fresh(num_rows: int, make: Fresh) -> Table:
-    return Table(make(np.arange(num_rows)), np.zeros(num_rows, np.float32))
+def empty(num_rows: int, dim: int, form: Form) -> Table:
+    """A table whose vectors are still to be filled in."""
+    return Table(
+        np.empty((num_rows, dim), DTYPES[form.precision]),
+        np.zeros((num_rows, *form.state_shape), np.float32),
+        np.zeros(form.num_shared, np.float32),
+        form.optimizer,
+    )
+
+
+def fresh(num_rows: int, make: Fresh, form: Form = _PLAIN) -> Table:
+    if DTYPES[form.precision] == np.float32:
+        return replace(empty(num_rows, 0, form), vectors=make(np.arange(num_rows)))
+    table = empty(num_rows, make(np.arange(0)).shape[1], form)
+    _make_rows(table.vectors, np.arange(num_rows), make)
+    return table
 
 
 def file_name(slot: Slot, token: int) -> str:
@@ -62,17 +114,21 @@ def write(
     keep_cached: bool = True,
 ) -> FileEntry:
     path = folder / file_name(slot, token)
-    touched = table.state != 0  # NaN too: what diverged must not be made anew in silence
+    touched = table.touched
     rows, dim = table.vectors.shape
     arrays: dict[str, NDArray[Any] | Rows] = {"vectors": table.vectors, "state": table.state}
     if not touched.all():
         stored = np.flatnonzero(touched)
-        arrays = {name: Rows(array, stored) for name, array in vars(table).items()}
+        arrays = {"vectors": Rows(table.vectors, stored), "state": Rows(table.state, stored)}
+    if len(table.shared):
+        arrays["shared"] = table.shared
+    metadata = {"format_version": FORMAT_VERSION, "rows": rows, "dim": dim}
+    metadata |= {"optimizer": table.optimizer}
     with streams.writing(folder.parent, path, traffic, keep_cached=keep_cached) as file:
         tensors.write(
             file,
             arrays | {"touched": np.packbits(touched, bitorder="little")},
-            {"format_version": str(FORMAT_VERSION), "rows": str(rows), "dim": str(dim)},
+            {name: str(value) for name, value in metadata.items()},
         )
     return file.entry
 
@@ -92,26 +148,38 @@ def read_from(file: Incoming, make: Fresh, num_rows: int) -> Table:
     try:
         version = int(layout.metadata["format_version"])
         rows, dim = int(layout.metadata["rows"]), int(layout.metadata["dim"])
-        num_stored = layout.extents["state"].shape[0]
+        form, num_stored = _form(layout)
     except (KeyError, ValueError, IndexError):
         raise DataError(f"{file.path} is not an embedding table.") from None
     if version != FORMAT_VERSION:
         raise DataError(f"{file.path} is of format {version}, this program reads {FORMAT_VERSION}.")
     if rows > num_rows:
         raise DataError(f"{file.path} has {rows} rows where its partition has {num_rows} entities.")
-    if set(layout.extents) != {"vectors", "state", "touched"} or num_stored > rows:
+    if not set(layout.extents) - {"shared"} == {"vectors", "state", "touched"} or num_stored > rows:
         raise DataError(f"{file.path} is not an embedding table.")
-    table = Table(np.empty((num_rows, dim), np.float32), np.zeros(num_rows, np.float32))
+    table = empty(num_rows, dim, form)
     bits = np.empty(-(-rows // 8), np.uint8)
-    places = {"vectors": table.vectors[:num_stored], "state": table.state[:num_stored]}
+    places: dict[str, NDArray[Any]] = {"shared": table.shared, "touched": bits}
+    places |= {"vectors": table.vectors[:num_stored], "state": table.state[:num_stored]}
     for name, extent in layout.extents.items():
-        tensors.read_into(file, extent, places.get(name, bits))
+        tensors.read_into(file, extent, places[name])
     if num_stored < num_rows:
         touched = np.zeros(num_rows, np.bool_)
         touched[:rows] = np.unpackbits(bits, count=rows, bitorder="little")
         _spread(table, np.flatnonzero(touched), file.path, num_stored)
         _make_rows(table.vectors, np.flatnonzero(~touched), make)
     return table
+
+
+def _form(layout: Layout) -> tuple[Form, int]:
+    """Of a file's table, and how many rows it has stored."""
+    num_stored, *state_shape = layout.extents["state"].shape
+    # Files from before there was a choice don't say it.
+    name = layout.metadata.get("optimizer", _PLAIN.optimizer)
+    shared = layout.extents.get("shared")
+    num_shared = shared.shape[0] if shared else 0
+    kept = precision.name_of(layout.extents["vectors"].dtype)
+    return Form(name, tuple(state_shape), num_shared, kept), num_stored
 
 
 def _spread(table: Table, rows: NDArray[np.int64], path: Path, num_stored: int) -> None:
@@ -123,13 +191,13 @@ def _spread(table: Table, rows: NDArray[np.int64], path: Path, num_stored: int) 
     for start in range(0, num_stored, per_block)[::-1]:
         block = slice(start, min(start + per_block, num_stored))
         table.vectors[rows[block]] = table.vectors[block].copy()
-    state = table.state[:num_stored].copy()
-    table.state[:num_stored] = 0
-    table.state[rows] = state
+        state = table.state[block].copy()
+        table.state[block] = 0
+        table.state[rows[block]] = state
 
 
-def _make_rows(vectors: NDArray[np.float32], rows: NDArray[np.int64], make: Fresh) -> None:
+def _make_rows(vectors: NDArray[Any], rows: NDArray[np.int64], make: Fresh) -> None:
     per_block = 8 * tensors.rows_per_block(vectors)
     for start in range(0, len(rows), per_block):
         block = rows[start : start + per_block]
-        vectors[block] = make(block)
+        vectors[block] = precision.nearest(make(block), vectors.dtype)

@@ -27,6 +27,7 @@ _ALIGN = 64
 _MAX_HEADER_BYTES = 100 << 20  # what the reference reader accepts
 _NAMES = {"float32": "F32", "float16": "F16", "float64": "F64", "uint8": "U8", "uint32": "U32"}
 _NAMES |= {"int64": "I64", "uint64": "U64", "int32": "I32"}
+_NAMES |= {"uint16": "BF16"}  # numpy has no bfloat16, see precision.py
 _DTYPES = {name: np.dtype(dtype) for dtype, name in _NAMES.items()}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import scipy.linalg.cython_blas
 from numpy.typing import NDArray
 
-from embedsvc.config import ModelConfig, NegativesConfig
+from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph import kernels
 from embedsvc.graph.batches import Group
 from embedsvc.graph.comparators import COMPARATORS, Cos, Dot
@@ -34,6 +34,7 @@ from embedsvc.graph.losses import (
     SoftmaxLoss,
 )
 from embedsvc.graph.model import GraphModel, table_name
+from embedsvc.graph.optimizers import OPTIMIZERS, RowwiseAdagrad
 from embedsvc.graph.step import Rate, constant
 from partitions.edges import Edges
 from partitions.hashing import GOLDEN, mix
@@ -56,7 +57,7 @@ RUN_EDGES = 20_000  # of a run of chunks: some 20 ms of work
 _LEAST_RUN_EDGES = 1000
 
 
-def uncovered(config: ModelConfig, negatives: NegativesConfig) -> str | None:
+def uncovered(config: ModelConfig, train: TrainConfig) -> str | None:
     """What of a run the fast step can't do, in words; None: it can do all."""
     for name in sorted({config.operator, *config.operators.values()}):
         if name not in _OPERATORS:
@@ -71,8 +72,12 @@ def uncovered(config: ModelConfig, negatives: NegativesConfig) -> str | None:
         if getattr(config, name):
             return f"model.{name}"
     for name in ("degree", "all"):
-        if getattr(negatives, name):
+        if getattr(train.negatives, name):
             return f"train.negatives.{name}"
+    if train.precision == "float16":
+        return "train.precision = float16"
+    if type(OPTIMIZERS.build(train.optimizer)) is not RowwiseAdagrad:
+        return f"train.optimizer = {train.optimizer}"
     return None
 
 

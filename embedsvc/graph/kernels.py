@@ -26,9 +26,10 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
+from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
+from embedsvc.graph.rounding import key_of
 from partitions.hashing import GOLDEN, mix
 
 IDENTITY, DIAGONAL, TRANSLATION, COMPLEX_DIAGONAL = range(4)
@@ -55,9 +56,12 @@ class Kind(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Values and their AdaGrad state: float32 [E, D] and [E]; of operators [R, P] and [R, P]."""
+    """Values and their AdaGrad state: float32 [E, D] and [E]; of operators [R, P] and [R, P].
 
-    values: Floats
+    Values of a table may be bfloat16: uint16, the upper half of a float32's bits.
+    """
+
+    values: Any
     state: Any
 
 
@@ -71,8 +75,11 @@ _GOLDEN = np.uint64(GOLDEN)
 _FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 
+_OPTIONS: Any = {"fastmath": _FAST, "error_model": "numpy"}
+
+
 def _jit(function):  # type: ignore[no-untyped-def]
-    return numba.njit(nogil=True, cache=True, fastmath=_FAST, error_model="numpy")(function)
+    return numba.njit(nogil=True, cache=True, **_OPTIONS)(function)
 
 
 @_jit
@@ -93,7 +100,10 @@ def train_chunks(  # type: ignore[no-untyped-def]
     # Of this chunk and of the next one, whose rows are fetched ahead.
     ids = np.empty((2, 2, most + kind.num_uniform), np.uint32)
     total = 0.0
+    rounding_keys = np.empty(2, np.uint64)
     for chunk in range(starts.size - 1):
+        for side in range(2):
+            rounding_keys[side] = key_of(key, first_chunk + chunk, side)
         begin, end = starts[chunk], starts[chunk + 1]
         count = end - begin + kind.num_uniform
         now, ahead, coming = ids[chunk % 2], ids[(chunk + 1) % 2], 0
@@ -118,6 +128,7 @@ def train_chunks(  # type: ignore[no-untyped-def]
             forward,
             reverse,
             space,
+            rounding_keys,
         )
     return total
 
@@ -186,6 +197,7 @@ def _train_chunk(  # type: ignore[no-untyped-def]
     forward,
     reverse,
     space,
+    rounding_keys,
 ):
     """ids: [M], as of _fill_ids; the next chunk's are of rows to fetch ahead."""
     size, total_ids = rel.size, lhs_ids.size
@@ -335,8 +347,8 @@ def _train_chunk(  # type: ignore[no-untyped-def]
     if same:
         _merge_tables(lhs_ids, rhs_ids, space.slots[0], rhs_owner, grad_lhs, grad_rhs)
     lr = np.float32(kind.lr)
-    _update_rows(left, lhs_ids, lhs_owner, grad_lhs, lr, next_lhs_ids)
-    _update_rows(right, rhs_ids, rhs_owner, grad_rhs, lr, next_rhs_ids)
+    _update_rows(left, lhs_ids, lhs_owner, grad_lhs, lr, next_lhs_ids, rounding_keys[0])
+    _update_rows(right, rhs_ids, rhs_owner, grad_rhs, lr, next_rhs_ids, rounding_keys[1])
     relation_lr = np.float32(kind.relation_lr)
     _update_parameters(forward, relations, grad_params, relation_lr)
     if not shared:
@@ -436,19 +448,47 @@ def _merge_tables(lhs_ids, rhs_ids, lhs_slots, rhs_owner, grad_lhs, grad_rhs):  
 # --- rows -----------------------------------------------------------------------------------------
 
 
+def _gather(table: Any, ids: Any, out: Any) -> Any:
+    """Rows as float32."""
+
+
+@overload(_gather, jit_options=_OPTIONS)
+def _choose_gather(table, ids, out):  # type: ignore[no-untyped-def]
+    def floats(table, ids, out):  # type: ignore[no-untyped-def]
+        for i in range(ids.size):
+            row = table[ids[i]]
+            for d in range(row.size):
+                out[i, d] = row[d]
+
+    def halves(table, ids, out):  # type: ignore[no-untyped-def]
+        for i in range(ids.size):
+            _widen(table[ids[i]], out[i].view(np.uint32))
+
+    return floats if table.dtype == types.float32 else halves
+
+
 @_jit
-def _gather(table, ids, out):  # type: ignore[no-untyped-def]
-    for i in range(ids.size):
-        row = table[ids[i]]
-        for d in range(row.size):
-            out[i, d] = row[d]
+def _widen(row, bits):  # type: ignore[no-untyped-def]
+    """bits: of float32, written."""
+    for d in range(row.size):
+        bits[d] = np.uint32(row[d]) << np.uint32(16)
+
+
+def _per_line(values: Any) -> Any:
+    """Numbers in a cache line of 64 bytes; known when the kernel is compiled."""
+
+
+@overload(_per_line, jit_options=_OPTIONS)
+def _choose_per_line(values):  # type: ignore[no-untyped-def]
+    count = 64 // (values.dtype.bitwidth // 8)
+    return lambda values: count
 
 
 @_jit
 def _fetch(table, row):  # type: ignore[no-untyped-def]
-    """Ask for a row's cache lines, of 16 floats each, and go on."""
+    """Ask for a row's cache lines, and go on."""
     dim = table.values.shape[1]
-    for d in range(0, dim, 16):
+    for d in range(0, dim, _per_line(table.values)):
         _fetch_line(table.values, row * dim + d)  # type: ignore[call-arg]
     _fetch_line(table.state, row)  # type: ignore[call-arg]
 
@@ -471,8 +511,9 @@ def _fetch_line(typing_context, array, at):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _update_rows(table, ids, owner, grad, lr, next_ids):  # type: ignore[no-untyped-def]
-    """Row-wise AdaGrad, as step.rowwise_adagrad; meanwhile the next chunk's rows come in."""
+def _update_rows(table, ids, owner, grad, lr, next_ids, key):  # type: ignore[no-untyped-def]
+    """Row-wise AdaGrad, as optimizers.py has it; meanwhile the next chunk's rows come in."""
+    wide = np.empty(grad.shape[1], np.float32)
     for i in range(ids.size):
         if i < next_ids.size:
             _fetch(table, np.int64(next_ids[i]))
@@ -484,9 +525,42 @@ def _update_rows(table, ids, owner, grad, lr, next_ids):  # type: ignore[no-unty
             table.state[ids[i]] = accumulated
             if not accumulated <= 0:  # NaN too
                 step = lr / (np.sqrt(accumulated) + _EPSILON)
-                row = table.values[ids[i]]
-                for d in range(grad.shape[1]):
-                    row[d] -= step * grad[i, d]
+                _subtract(table.values[ids[i]], step, grad[i], key, ids[i], wide)
+
+
+def _subtract(row: Any, step: Any, grad: Any, key: Any, row_id: Any, wide: Any) -> Any:
+    """row -= step * grad; rounded as rounding.py does. wide: float32 [D], to work in."""
+
+
+@overload(_subtract, jit_options=_OPTIONS)
+def _choose_subtract(row, step, grad, key, row_id, wide):  # type: ignore[no-untyped-def]
+    def floats(row, step, grad, key, row_id, wide):  # type: ignore[no-untyped-def]
+        for d in range(grad.size):
+            row[d] -= step * grad[d]
+
+    def halves(row, step, grad, key, row_id, wide):  # type: ignore[no-untyped-def]
+        _widen(row, wide.view(np.uint32))
+        for d in range(grad.size):
+            wide[d] -= step * grad[d]
+        round_row(wide.view(np.uint32), np.uint32(mix(key + _GOLDEN * np.uint64(row_id))), row)
+
+    return floats if row.dtype == types.float32 else halves
+
+
+@_jit
+def round_row(bits, start, out):  # type: ignore[no-untyped-def]
+    """Float32's bits to bfloat16's, stochastically; start: uint32, of the row's random bits."""
+    for d in range(bits.size):
+        x = np.uint32(start + np.uint32(d) * np.uint32(0x9E3779B9))
+        x ^= x >> np.uint32(16)
+        x = np.uint32(x * np.uint32(0x7FEB352D))
+        x ^= x >> np.uint32(15)
+        x = np.uint32(x * np.uint32(0x846CA68B))
+        x ^= x >> np.uint32(16)
+        # Infinity and NaN stay not finite.
+        finite = (bits[d] & np.uint32(0x7F800000)) != np.uint32(0x7F800000)
+        carry = x >> np.uint32(16) if finite else np.uint32(0)
+        out[d] = np.uint16(np.uint32(bits[d] + carry) >> np.uint32(16))
 
 
 @_jit

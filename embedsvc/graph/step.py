@@ -2,24 +2,27 @@
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from embedsvc.config import NegativesConfig
+from embedsvc.graph import rounding
 from embedsvc.graph.bags import FeatureBags, pooled
 from embedsvc.graph.batches import Batch, Batcher, Group
 from embedsvc.graph.model import BatchVectors, GraphModel, batch_loss, table_name
 from embedsvc.graph.negatives import Sampling
+from embedsvc.graph.optimizers import Optimizer, RowwiseAdagrad
 from partitions.edges import Edges
 from partitions.schema import Slot
 from partitions.tables import Table
 
 _EPSILON = 1e-10
-
+_DEFAULT = RowwiseAdagrad()
 
 Rate = Callable[[int], float]  # what the step sizes of the next so many edges are multiplied by
 
@@ -54,14 +57,20 @@ class ExactStep:
         lr: float,
         relation_lr: float,
         in_batch: bool,
+        optimizer: Optimizer = _DEFAULT,
         bags: Mapping[Slot, FeatureBags] | None = None,
     ) -> None:
         """bags: of the slots whose vectors are means of rows of another one's table."""
         self.model, self.lr, self.relation_lr, self.in_batch = model, lr, relation_lr, in_batch
-        self.bags = bags or {}
+        self.optimizer, self.bags = optimizer, bags or {}
 
-    def __call__(self, tables: Mapping[Slot, Table], batch: Batch) -> float:
-        """Train on one batch; returns its loss before the update, summed over edges."""
+    def __call__(
+        self, tables: Mapping[Slot, Table], batch: Batch, key: int = 0, number: int = 0
+    ) -> float:
+        """Train on one batch; returns its loss before the update, summed over edges.
+
+        key, of the bucket, and the batch's number in it: what rounding draws from.
+        """
         group = batch.group
         rows = _Rows(tables, batch, self.bags)
         forward = _Parameters(self.model, group.operator, False, batch)
@@ -72,7 +81,8 @@ class ExactStep:
         )
         loss = batch_loss(self.model, batch, vectors, self.in_batch)
         loss.backward()
-        rows.update(self.lr)
+        keys = [rounding.key_of(np.uint64(key), number, side) for side in (0, 1)]
+        rows.update(self.optimizer, self.lr, keys)
         forward.update(self.relation_lr)
         reverse.update(self.relation_lr)
         return float(loss.detach())
@@ -88,6 +98,7 @@ class ExactBatches:
     batch_size: int
     chunk_size: int
     negatives: NegativesConfig
+    optimizer: Optimizer = _DEFAULT
     bags: Mapping[Slot, FeatureBags] = field(default_factory=dict)
 
     def __call__(
@@ -99,14 +110,15 @@ class ExactBatches:
         rate: Rate = constant,
     ) -> Generator[tuple[int, float], None, None]:
         in_batch = self.negatives.in_batch
-        step = ExactStep(self.model, self.lr, self.relation_lr, in_batch, self.bags)
+        step = ExactStep(self.model, self.lr, self.relation_lr, in_batch, self.optimizer, self.bags)
         num_rows = {slot: len(table.state) for slot, table in tables.items()}
         num_rows |= {slot: len(found.bags) for slot, found in self.bags.items()}
         batcher = self._batcher(groups, num_rows)
-        for batch in batcher.batches(edges, np.random.default_rng(seeds)):
+        [key] = np.random.SeedSequence(seeds, spawn_key=(1,)).generate_state(1, np.uint64)
+        for number, batch in enumerate(batcher.batches(edges, np.random.default_rng(seeds))):
             factor = rate(batch.num_edges)
             step.lr, step.relation_lr = factor * self.lr, factor * self.relation_lr
-            yield batch.num_edges, step(tables, batch)
+            yield batch.num_edges, step(tables, batch, key, number)
 
     def _batcher(self, groups: Sequence[Group], num_rows: dict[Slot, int]) -> Batcher:
         model, negatives = self.model, self.negatives
@@ -169,7 +181,7 @@ class _Rows:
         for table in dict.fromkeys(table_of.values()):
             wants = [rows for slot, (rows, _) in needs.items() if table_of[slot] == table]
             rows = torch.unique(torch.cat(wants)) if bags else wants[0]  # which is distinct
-            leaf = torch.from_numpy(self.tables[table].vectors)[rows].requires_grad_()
+            leaf = _tensor(self.tables[table].vectors)[rows].float().requires_grad_()
             self.leaves[table] = (rows, leaf)
         vectors = {}
         for slot, (wanted, starts) in needs.items():
@@ -194,17 +206,27 @@ class _Rows:
             functional.embedding(neg_rhs, of_rhs),
         )
 
-    def update(self, lr: float) -> None:
-        for slot, (rows, leaf) in self.leaves.items():
+    def update(self, optimizer: Optimizer, lr: float, keys: Sequence[int]) -> None:
+        """keys: of the rounding of each table."""
+        for (slot, (rows, leaf)), key in zip(self.leaves.items(), keys, strict=False):
             if leaf.grad is not None:
                 table = self.tables[slot]
-                rowwise_adagrad(
-                    torch.from_numpy(table.vectors),
-                    torch.from_numpy(table.state),
-                    rows,
-                    leaf.grad,
-                    lr,
-                )
+                state, shared = torch.from_numpy(table.state), torch.from_numpy(table.shared)
+                own = state[rows]
+                updated = leaf.detach() - optimizer.step(leaf.grad, own, shared, lr)
+                state[rows] = own
+                if table.vectors.dtype == np.float32:
+                    torch.from_numpy(table.vectors)[rows] = updated
+                else:
+                    offsets = rows.numpy()
+                    table.vectors[offsets] = rounding.stochastic(
+                        updated.numpy(), table.vectors.dtype, key, offsets
+                    )
+
+
+def _tensor(vectors: NDArray[Any]) -> Tensor:
+    tensor = torch.from_numpy(vectors)
+    return tensor.view(torch.bfloat16) if vectors.dtype == np.uint16 else tensor
 
 
 class _Parameters:
@@ -234,19 +256,3 @@ class _Parameters:
             state[self.rows] += self.leaf.grad.square()
             step = lr * self.leaf.grad / (state[self.rows].sqrt() + _EPSILON)
             self.parameters.values[self.name][self.rows] -= step
-
-
-def rowwise_adagrad(vectors: Tensor, state: Tensor, rows: Tensor, grad: Tensor, lr: float) -> None:
-    """AdaGrad with one accumulator a row (Gupta et al. 2014; PyTorch-BigGraph's choice).
-
-    state[r] += mean over d of grad[r, d]^2 ;  vectors[r] -= lr * grad[r] / (sqrt(state[r]) + 1e-10)
-
-    vectors: float [E, D] and state: float [E], both mutated; rows: int64 [n], distinct;
-    grad: float [n, D].
-    A row whose state is still 0, its gradient being 0 or too small to square, stays as it is: state
-    > 0 is what says that a row must be stored.
-    """
-    accumulated = state[rows] + grad.square().mean(-1)
-    state[rows] = accumulated
-    scale = torch.where(accumulated > 0, lr / (accumulated.sqrt() + _EPSILON), 0.0)
-    vectors[rows] -= scale.unsqueeze(-1) * grad

@@ -24,7 +24,9 @@ from partitions.durable import FileEntry
 from partitions.errors import ConfigError
 from partitions.lookahead import Lookahead
 from partitions.schema import Slot
-from partitions.tables import Fresh, Table
+from partitions.tables import Form, Fresh, Table
+
+_PLAIN = Form()
 
 
 class Buffer:
@@ -38,11 +40,13 @@ class Buffer:
         capacity: int,
         prefetch: int = 0,
         coming: Callable[[], Iterable[Collection[Slot]]] = tuple,
+        form: Form = _PLAIN,
     ) -> None:
         """stored: the newest file of each table that has one. pinned: tables that never leave.
         prefetch: tables loaded ahead beyond `capacity`. coming: the tables of the buckets after
-        the one that is held, as far as they are known; a hint."""
+        the one that is held, as far as they are known; a hint. form: of tables without a file."""
         self._checkpoint, self._num_rows, self._fresh = checkpoint, num_rows, fresh
+        self._form = form
         self._stored = dict(stored)  # changed by the thread alone, which reads it at its turn
         self._pinned, self._capacity, self._prefetch = pinned, capacity, prefetch
         self._held: OrderedDict[Slot, Table] = OrderedDict()
@@ -175,7 +179,7 @@ class Buffer:
         self._raise_failure()
         try:
             if slot not in self._stored:
-                return tables.fresh(self._num_rows[slot], self._fresh(slot))
+                return tables.fresh(self._num_rows[slot], self._fresh(slot), self._form)
             entry = self._stored[slot]
             table = self._checkpoint.read_table(entry, self._fresh(slot), self._num_rows[slot])
         except BaseException as error:

@@ -7,6 +7,7 @@ from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph.bags import bags_bytes, bags_of, featurised
 from embedsvc.graph.fast import RUN_EDGES, num_cores, uncovered
 from embedsvc.graph.operators import OPERATORS
+from embedsvc.graph.optimizers import form_of
 from partitions.errors import ConfigError
 from partitions.graph import Graph
 from partitions.memory import available_bytes
@@ -44,8 +45,11 @@ class MemoryPlan:
 
 
 def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryPlan:
+    form = form_of(model, train)
+    row_bytes = form.row_bytes(model.dim)
+
     def table_bytes(slot: Slot) -> int:
-        return graph.num_rows(slot) * (model.dim + 1) * 4
+        return graph.num_rows(slot) * row_bytes
 
     single = {t.name for t in graph.entity_types.values() if t.num_partitions == 1}
     pinned = sum(table_bytes(slot) for slot in graph.tables() if slot.entity_type in single)
@@ -55,7 +59,7 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         reverse=True,
     )
     bucket = max((graph.num_edges("train", b) for b in graph.buckets("train")), default=0)
-    if train.step == "exact" or uncovered(model, train.negatives) or featurised(graph):
+    if train.step == "exact" or uncovered(model, train) or featurised(graph):
         edges, batch = _exact_bytes(bucket, graph, model, train)
     else:
         edges, batch = _fast_bytes(bucket, len(graph.relations), model, train)
@@ -65,6 +69,9 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         largest = max(map(table_bytes, graph.slots()), default=0)
         judged = min(graph.num_edges("valid"), train.early_stopping.max_edges or 1 << 62)
         # Two tables as one follows the other, both ends and the moved one of each query, tiles.
+        if train.precision != "float32":  # widened beside the table as it is read
+            rows = max(map(graph.num_rows, graph.slots()), default=0)
+            largest = largest // 2 + rows * model.dim * 4
         evaluation = 2 * largest + min(judged, _JUDGED) * 5 * model.dim * 4 + _TILE_BYTES
         if featurised(graph):  # features' vectors while entities' are made of them
             evaluation += largest
@@ -134,13 +141,15 @@ def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:
     """The plan in lines for people, with the number of partitions that the memory wants."""
     plan = plan_memory(graph, model, train)
     available = available_bytes(train.memory_mb)
-    row_bytes = (model.dim + 1) * 4
+    form = form_of(model, train)
+    row_bytes, vector_bytes = form.row_bytes(model.dim), form.vector_bytes(model.dim)
     own = {slot.entity_type for slot in graph.tables()}
     entities = {name: graph.num_entities(name) for name in graph.entity_types if name in own}
     tables = {name: count * row_bytes for name, count in entities.items()}
     lines = [
-        f"{name}: {count:,} entities, vectors {count * model.dim * 4 / 1e6:,.1f} MB, "
-        f"state {count * 4 / 1e6:,.1f} MB, {_partitions(graph.entity_types[name].num_partitions)}"
+        f"{name}: {count:,} entities, vectors {count * vector_bytes / 1e6:,.1f} MB, "
+        f"state {count * (row_bytes - vector_bytes) / 1e6:,.1f} MB, "
+        f"{_partitions(graph.entity_types[name].num_partitions)}"
         for name, count in entities.items()
     ]
     lines += [

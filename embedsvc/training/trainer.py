@@ -27,6 +27,7 @@ from embedsvc.graph.batches import Group
 from embedsvc.graph.fast import FastStep, num_cores, uncovered
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
+from embedsvc.graph.optimizers import OPTIMIZERS, form_of
 from embedsvc.graph.step import ExactBatches, Step
 from embedsvc.training import stopping
 from embedsvc.training.buffer import Buffer
@@ -35,7 +36,7 @@ from embedsvc.training.plan import check_memory, plan_memory
 from embedsvc.training.rates import WarmedUp
 from embedsvc.training.stopping import EarlyStopping
 from embedsvc.training.warm_start import given_tables
-from partitions import durable
+from partitions import durable, precision
 from partitions.buffer_states import Needs, fewest_swaps
 from partitions.checkpoint import Checkpoint, CheckpointManifest
 from partitions.errors import ConfigError, DataError
@@ -58,6 +59,7 @@ _FREE = {
     )
 }
 _LARGEST = float(np.finfo(np.float32).max)
+_BOUNDED = ("rowwise_adagrad", "adagrad")  # optimizers that divide by the root of all they added
 _MODEST_STEP = 1e6  # at this rate it takes 1e12 updates of one row to overflow a score
 
 _TABLES: Mapping[str, type[ModelConfig | TrainConfig]] = {
@@ -110,6 +112,7 @@ class _Trainer:
         self.graph, self.checkpoint, self.config = graph, checkpoint, config
         self.model = GraphModel.build(model, graph)
         self.resumed = checkpoint.exists
+        form = form_of(model, config)
         settings = {"model": model.model_dump(mode="json"), "train": config.model_dump(mode="json")}
         if self.resumed:
             manifest = checkpoint.read_manifest()
@@ -123,7 +126,7 @@ class _Trainer:
             manifest = CheckpointManifest(graph.digest, settings)
             if model.init_from:
                 fresh_of = fresh_maker(graph, model, config.seed)
-                given = given_tables(graph, checkpoint, fresh_of, model.dim, model.init_from)
+                given = given_tables(graph, checkpoint, fresh_of, model.dim, model.init_from, form)
                 manifest = replace(manifest, tables=given)
                 checkpoint.commit(manifest)
         self.settings = settings
@@ -144,10 +147,11 @@ class _Trainer:
             capacity=config.buffer,
             prefetch=config.prefetch,
             coming=lambda: map(self._locks, self.schedule.coming()),
+            form=form,
         )
         for bucket in graph.buckets("train"):
             self.buffer.check_fits(graph.slots_of_bucket(bucket))
-        not_fast = uncovered(model, config.negatives) or featurised(graph)
+        not_fast = uncovered(model, config) or featurised(graph)
         self.step = _choose_step(self.model, not_fast, config, bags_of(graph))
         self.rate = WarmedUp.build(config.lr_schedule, config.warmup_epochs)
         self.stopping: EarlyStopping | None = None
@@ -230,10 +234,10 @@ class _Trainer:
         if not math.isfinite(largest := float(table.state.max(initial=0))):
             return largest
         dim = table.vectors.shape[1]
-        if self.config.lr * math.sqrt(dim) < _MODEST_STEP:
+        bounded = self.config.optimizer in _BOUNDED
+        if bounded and self.config.lr * math.sqrt(dim) < _MODEST_STEP:
             return None
-        ends = table.vectors.max(initial=0), -table.vectors.min(initial=0)
-        largest = float(np.max(ends))
+        largest = precision.largest(table.vectors)
         return None if largest**2 * dim < _LARGEST else largest
 
     def _rate(self, lease: Lease) -> Callable[[int], float]:
@@ -324,6 +328,7 @@ def _choose_step(
 ) -> Step:
     """not_fast: what the fast step does not cover."""
     lrs, negatives = (config.lr, config.relation_lr or config.lr), config.negatives
+    optimizer = OPTIMIZERS.build(config.optimizer)
     if config.step == "fast" and not_fast:
         raise ConfigError(
             f"[train] step = fast does not cover {not_fast}. Set train.step=auto or exact."
@@ -335,7 +340,9 @@ def _choose_step(
         )
     if not_fast:
         logger.info("training by the exact step: the fast one does not cover %s", not_fast)
-    return ExactBatches(model, *lrs, config.batch_size, config.chunk_size, negatives, bags)
+    return ExactBatches(
+        model, *lrs, config.batch_size, config.chunk_size, negatives, optimizer, bags
+    )
 
 
 def _check_resumable(

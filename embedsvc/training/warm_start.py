@@ -1,8 +1,8 @@
 """Vectors to begin with, by key, from a file: what an earlier model or another program has learnt.
 
 They go into the checkpoint before the first epoch, as rows that training has touched: so the file
-is read once and needed no more, and nothing else has to know of it. Such a row's AdaGrad state is
-GIVEN: not 0, which would mean "make it anew from the seed", and too small to slow any step.
+is read once and needed no more, and nothing else has to know of it. Such a row's optimizer state is
+GIVEN: not 0, which would mean "make it anew from the seed", and too small to change any step.
 """
 
 import logging
@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from embedsvc.graph.initial import FreshOf
-from partitions import embeddings, tables
+from partitions import embeddings, precision, tables
 from partitions.checkpoint import Checkpoint
 from partitions.durable import FileEntry
 from partitions.embeddings import Embeddings
@@ -23,7 +23,7 @@ from partitions.errors import ConfigError, DataError, did_you_mean
 from partitions.graph import Graph, slots_of
 from partitions.hashing import hash_keys
 from partitions.schema import Slot
-from partitions.tables import Table
+from partitions.tables import Form, Table
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +32,12 @@ _TOKEN = 0  # leases begin at 1
 
 
 def given_tables(
-    graph: Graph, checkpoint: Checkpoint, fresh_of: FreshOf, dim: int, files: Mapping[str, Path]
+    graph: Graph,
+    checkpoint: Checkpoint,
+    fresh_of: FreshOf,
+    dim: int,
+    files: Mapping[str, Path],
+    form: Form,
 ) -> dict[Slot, FileEntry]:
     """Write the tables of the entity types in `files` (type -> file of embeddings.py), one in
     memory at a time; keys that a file lacks begin as they would without it.
@@ -53,12 +58,12 @@ def given_tables(
             )
         num_given = 0
         for slot in slots_of(graph.entity_types[name]):
-            table = tables.fresh(graph.num_rows(slot), fresh_of(slot))
+            table = tables.fresh(graph.num_rows(slot), fresh_of(slot), form)
             keys = _Keys(graph.keys(slot))
             for piece in embeddings.read_pieces(path):
                 _check(piece, name, path, dim)
                 _fill(table, keys, piece, path)
-            num_given += int(np.count_nonzero(table.state))
+            num_given += int(np.count_nonzero(table.touched))
             stored[slot] = checkpoint.write_table(slot, _TOKEN, table)
         count = graph.num_entities(name)
         if not num_given:
@@ -107,10 +112,10 @@ class _Keys:
 def _fill(table: Table, keys: _Keys, piece: Embeddings, path: Path) -> None:
     places, offsets = keys.find(piece.keys)
     twice = np.flatnonzero(np.bincount(offsets) > 1) if len(offsets) else offsets
-    again = offsets[table.state[offsets] > 0]
+    again = offsets[table.touched[offsets]]
     for repeated in (twice, again):
         if len(repeated):
             key = keys.keys[int(repeated[0])].as_py()
             raise DataError(f"{path} has the key {key!r} twice. Remove one of the two rows.")
-    table.vectors[offsets] = piece.vectors[places]
+    table.vectors[offsets] = precision.nearest(piece.vectors[places], table.vectors.dtype)
     table.state[offsets] = GIVEN

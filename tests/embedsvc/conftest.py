@@ -253,6 +253,7 @@ def content_of() -> Callable[..., dict[Any, bytes]]:
             if entry is not None:
                 table = checkpoint.read_table(entry, trained._fresh(slot), graph.num_rows(slot))
                 found[slot, "state"] = table.state.tobytes()
+                found[slot, "shared"] = table.shared.tobytes()
             found[slot, "vectors"] = trained.vectors(slot).tobytes()
         for name, array in trained.model.parameters.arrays().items():
             found["parameters", name] = array.tobytes()

@@ -5,14 +5,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from partitions import durable, tables, tensors
 from partitions.errors import DataError
+from partitions.precision import DTYPES, nearest, widen
 from partitions.schema import Slot
-from partitions.tables import Table
+from partitions.tables import Form, Table
 
 SLOT = Slot("movie", 3)
 DIM = 6
@@ -163,3 +166,76 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyError):
         tables.write(tmp_path, SLOT, 1, bad)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- what other optimizers keep -------------------------------------------------------------------
+
+WIDE = Form("adam", (3,), 2)
+
+
+def test_a_row_of_state_and_numbers_of_the_whole_table_come_back(tmp_path: Path) -> None:
+    table = tables.fresh(40_000, made, WIDE)
+    rows = np.arange(1, 40_000, 3)
+    table.vectors[rows] = rows[:, None]
+    table.state[rows, rows % 3] = rows + 0.5  # one number of three: any of them marks its row
+    table.shared[:] = [7, 8]
+    (tmp_path / "tables").mkdir()
+    entry = tables.write(tmp_path / "tables", SLOT, 1, table)
+    by_hand = safetensors.numpy.load_file(tmp_path / entry.path)
+    assert by_hand["state"].shape == (len(rows), 3) and by_hand["shared"].tolist() == [7, 8]
+
+    grown = tables.read(tmp_path / entry.path, made, 40_005)
+    assert grown.optimizer == "adam"
+    np.testing.assert_array_equal(grown.vectors[:40_000], table.vectors)
+    np.testing.assert_array_equal(grown.vectors[40_000:], made(np.arange(40_000, 40_005)))
+    np.testing.assert_array_equal(grown.state[:40_000], table.state)
+    assert not grown.state[40_000:].any()
+    np.testing.assert_array_equal(grown.shared, table.shared, strict=True)
+    assert (grown.touched == np.isin(np.arange(40_005), rows)).all()
+
+
+def test_what_a_form_takes_is_what_its_tables_take() -> None:
+    for form in (Form(), WIDE):
+        table = tables.fresh(50, made, form)
+        assert table.num_bytes == 50 * form.row_bytes(DIM) + 4 * form.num_shared
+
+
+def test_a_file_that_does_not_say_its_optimizer_is_of_row_wise_adagrad(tmp_path: Path) -> None:
+    """Bytes as they were written before there was a choice."""
+    path = tmp_path / "old.safetensors"
+    vectors, state = made(np.array([0, 2])) + 1, np.array([0.5, 2], np.float32)
+    with path.open("wb") as file:
+        tensors.write(
+            file,
+            {"vectors": vectors, "state": state, "touched": np.array([0b101], np.uint8)},
+            {"format_version": "1", "rows": "3", "dim": str(DIM)},
+        )
+    table = tables.read(path, made, 3)
+    assert table.optimizer == "rowwise_adagrad" and table.state.tolist() == [0.5, 0, 2]
+    np.testing.assert_array_equal(table.vectors[[0, 2]], vectors)
+
+
+def test_a_state_that_is_not_a_number_counts_as_touched() -> None:
+    for form in (Form(), WIDE):
+        table = tables.fresh(3, made, form)
+        table.state[1] = np.nan
+        assert table.touched.tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16"])
+def test_short_numbers_take_half_the_room_and_come_back(name: str, tmp_path: Path) -> None:
+    num_rows, dtype = 50_000, DTYPES[name]
+    table = tables.fresh(num_rows, made, Form(precision=name))
+    assert table.num_bytes == num_rows * (2 * DIM + 4)
+    np.testing.assert_array_equal(table.vectors, nearest(made(np.arange(num_rows)), dtype))
+    rows = np.arange(0, num_rows, 7)
+    table.vectors[rows] = nearest(np.float32(rows[:, None] / 7), dtype)
+    table.state[rows] = 0.5
+    (tmp_path / "tables").mkdir()
+    entry = tables.write(tmp_path / "tables", SLOT, 1, table)
+    by_hand = safetensors.torch.load_file(tmp_path / entry.path)["vectors"]
+    assert by_hand.dtype == getattr(torch, name)
+    np.testing.assert_array_equal(by_hand.float(), widen(table.vectors[rows]))
+    found = tables.read(tmp_path / entry.path, made, num_rows)
+    np.testing.assert_array_equal(found.vectors, table.vectors, strict=True)
+    np.testing.assert_array_equal(found.state, table.state, strict=True)

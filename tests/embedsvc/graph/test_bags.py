@@ -102,7 +102,8 @@ def test_a_step_with_bags_equals_a_plain_loop(
             if state[slot][row] > 0:
                 values[slot][row] -= LR * g / (np.sqrt(state[slot][row]) + 1e-10)
 
-    step = ExactStep(model, LR, RELATION_LR, True, {RIGHT: FeatureBags(FEATURES, packed(bags))})
+    made = {RIGHT: FeatureBags(FEATURES, packed(bags))}
+    step = ExactStep(model, LR, RELATION_LR, True, bags=made)
     assert step(tables, batch) == pytest.approx(before, rel=1e-5)
     for slot, table in tables.items():
         np.testing.assert_allclose(table.vectors, values[slot], rtol=3e-4, atol=3e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from embedsvc.config import ModelConfig, NegativesConfig
+from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph import fast, kernels
 from embedsvc.graph.batches import Group
 from embedsvc.graph.comparators import COMPARATORS
@@ -18,6 +18,7 @@ from embedsvc.graph.fast import FastStep, chunk_runs, uncovered
 from embedsvc.graph.losses import LOSSES, REGULARIZERS
 from embedsvc.graph.model import GraphModel, RelationParameters
 from embedsvc.graph.operators import OPERATORS
+from embedsvc.graph.optimizers import OPTIMIZERS
 from partitions.edges import Edges
 from partitions.schema import Slot
 from partitions.tables import Table
@@ -197,13 +198,26 @@ def _ones(rows: int) -> tuple[Any, Any]:
     ],
 )
 def test_what_is_not_covered_is_said(settings: dict[str, Any], found: str | None) -> None:
-    assert uncovered(ModelConfig.model_validate(settings), NegativesConfig()) == found
+    assert uncovered(ModelConfig.model_validate(settings), TrainConfig()) == found
 
 
 def test_drawing_by_degree_and_1_vs_all_are_not_covered() -> None:
     for settings in ({"degree": 5}, {"all": True}):
-        negatives = NegativesConfig.model_validate(settings)
-        assert uncovered(ModelConfig(), negatives) == f"train.negatives.{next(iter(settings))}"
+        train = TrainConfig.model_validate({"negatives": settings})
+        assert uncovered(ModelConfig(), train) == f"train.negatives.{next(iter(settings))}"
+
+
+def test_other_optimizers_are_not_covered() -> None:
+    for name in OPTIMIZERS:
+        train = TrainConfig(optimizer=name)
+        found = None if name == "rowwise_adagrad" else f"train.optimizer = {name}"
+        assert uncovered(ModelConfig(), train) == found
+
+
+def test_float16_is_not_covered() -> None:
+    for name in ("float32", "bfloat16", "float16"):
+        found = "train.precision = float16" if name == "float16" else None
+        assert uncovered(ModelConfig(), TrainConfig(precision=name)) == found
 
 
 def test_rates_and_relation_weights_multiply_step_sizes_and_edge_weights() -> None:
@@ -240,8 +254,12 @@ def test_whatever_is_registered_anew_is_not_covered_unasked(
         (LOSSES, "softmax", {"loss": "new"}),
         (REGULARIZERS, "n3", {"regularizer": "new"}),
         (OPERATORS, "diagonal", {"operator": "new"}),
+        (OPTIMIZERS, "rowwise_adagrad", {"optimizer": "new"}),
     ]:
         new = type("New", (type(registry.build(base)),), {})
         monkeypatch.setitem(registry._classes, "new", new)
-        config = ModelConfig.model_validate(settings)
-        assert uncovered(config, NegativesConfig()) == f"model.{next(iter(settings))} = new"
+        [setting] = settings
+        table = "train" if setting == "optimizer" else "model"
+        model = ModelConfig.model_validate(settings if table == "model" else {})
+        train = TrainConfig.model_validate(settings if table == "train" else {})
+        assert uncovered(model, train) == f"{table}.{setting} = new"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 
-from embedsvc.graph import fast, kernels
+from embedsvc.graph import fast, kernels, rounding
 from embedsvc.graph.batches import Batch, Group
 from embedsvc.graph.comparators import COMPARATORS
 from embedsvc.graph.fast import FastStep, Run
@@ -17,7 +17,9 @@ from embedsvc.graph.losses import LOSSES, REGULARIZERS
 from embedsvc.graph.model import GraphModel, RelationParameters
 from embedsvc.graph.operators import OPERATORS
 from embedsvc.graph.step import ExactStep
+from partitions import precision
 from partitions.edges import Edges
+from partitions.precision import DTYPES
 from partitions.schema import Slot
 from partitions.tables import Table
 
@@ -159,6 +161,47 @@ def test_a_chunk_equals_the_exact_step(case: tuple[Any, ...], rhs_slot: Slot) ->
     tables = tables_of({LEFT, rhs_slot}, 12, model.dim)
     sizes = {"in_batch": in_batch, "num_uniform": 5, "padding": 2}
     assert_equal(*both_steps(model, edges, tables, rhs_slot, **sizes))
+
+
+@pytest.mark.parametrize("rhs_slot", [LEFT, RIGHT], ids=["one_table", "two_tables"])
+def test_a_chunk_of_bfloat16_is_that_of_float32_rounded(rhs_slot: Slot) -> None:
+    """Bit for bit, but where the last digit of a float32 sum differs: then to the next number."""
+    edges = one_chunk(40, 90, one_relation=True)
+    group, starts = Group(LEFT, rhs_slot, "diagonal"), np.array([0, 40])
+    short = tables_of({LEFT, rhs_slot}, 90, 50)
+    for table in short.values():
+        table.vectors = precision.nearest(table.vectors, DTYPES["bfloat16"])
+    wide = {
+        slot: Table(precision.widen(table.vectors), table.state.copy())
+        for slot, table in short.items()
+    }
+    before = {slot: table.vectors.copy() for slot, table in short.items()}
+    losses = []
+    for tables in (short, wide):
+        model = build("diagonal", "dot", "softmax", False, dim=50)
+        step = FastStep(model, LR, RELATION_LR, 40, True, 10, 1)
+        run = Run(group, 9, starts, np.arange(40, dtype=np.uint32))
+        losses.append(step.train_run(tables, edges, run, KEY)[1])
+    assert losses[0] == losses[1]
+    rows = np.arange(90)
+    negatives = np.empty(10, np.uint32)
+    kernels.draw(KEY, 9, 0, 90, negatives)
+    of_lhs = np.isin(rows, np.concatenate([edges.lhs, negatives]))
+    for slot, table in short.items():
+        assert (table.vectors != before[slot]).any()
+        by_side = [
+            rounding.stochastic(
+                wide[slot].vectors, DTYPES["bfloat16"], rounding.key_of(KEY, 9, side), rows
+            )
+            for side in (0, 1)
+        ]
+        side = np.where(of_lhs, 0, 1) if rhs_slot == LEFT else np.full(90, slot == RIGHT)
+        wanted = np.where(side[:, None] == 0, *by_side)
+        same = table.vectors == wanted
+        assert same.mean() > 0.99
+        found = precision.widen(table.vectors)
+        np.testing.assert_allclose(found, wide[slot].vectors, rtol=2**-7, atol=1e-30)
+        np.testing.assert_allclose(table.state, wide[slot].state, rtol=1e-6)
 
 
 @given(

@@ -15,7 +15,7 @@ from embedsvc.graph.comparators import COMPARATORS
 from embedsvc.graph.losses import LOSSES
 from embedsvc.graph.model import GraphModel, RelationParameters
 from embedsvc.graph.operators import OPERATORS
-from embedsvc.graph.step import ExactStep, rowwise_adagrad
+from embedsvc.graph.step import ExactStep
 from partitions.schema import Slot
 from partitions.tables import Table
 
@@ -211,36 +211,3 @@ def test_a_row_without_gradient_keeps_every_bit_and_is_not_marked_as_touched() -
     assert ExactStep(model, LR, LR, in_batch=False)({LEFT: table}, batch) == 0
     assert table.vectors.tobytes() == vectors.tobytes()
     assert (table.state == 0).all()
-
-
-def test_rowwise_adagrad_equals_a_plain_loop_over_many_steps() -> None:
-    rng = np.random.default_rng(6)
-    vectors = torch.from_numpy(rng.standard_normal((20, 5)))
-    state = torch.zeros(20, dtype=torch.float64)
-    loop_vectors, loop_state = vectors.numpy().copy(), np.zeros(20)
-    for _ in range(30):
-        rows = rng.choice(20, 6, replace=False)
-        grad = rng.standard_normal((6, 5)) * (rng.random((6, 1)) < 0.7)
-        for row, g in zip(rows, grad, strict=True):
-            loop_state[row] += sum(x * x for x in g) / 5
-            if loop_state[row] > 0:
-                loop_vectors[row] -= 0.05 * g / (loop_state[row] ** 0.5 + 1e-10)
-        rowwise_adagrad(vectors, state, torch.from_numpy(rows), torch.from_numpy(grad), 0.05)
-    np.testing.assert_allclose(vectors, loop_vectors, rtol=1e-12)
-    np.testing.assert_allclose(state, loop_state, rtol=1e-12)
-
-
-@pytest.mark.parametrize("grad", [0.0, -0.0, 1e-30])
-def test_a_gradient_too_small_to_square_changes_nothing(grad: float) -> None:
-    vectors = torch.tensor([[1.0, 0.0], [2.0, 3.0]])
-    before, state = vectors.clone(), torch.zeros(2)
-    rowwise_adagrad(vectors, state, torch.tensor([0]), torch.full((1, 2), grad), 0.1)
-    assert vectors.numpy().tobytes() == before.numpy().tobytes()
-    assert state.tolist() == [0, 0]
-
-
-def test_a_row_that_has_been_touched_stays_touched() -> None:
-    """state > 0 says that a row must be stored: a later zero gradient may not undo it."""
-    vectors, state = torch.ones(1, 2), torch.tensor([0.25])
-    rowwise_adagrad(vectors, state, torch.tensor([0]), torch.zeros(1, 2), 0.1)
-    assert state.tolist() == [0.25] and vectors.tolist() == [[1, 1]]

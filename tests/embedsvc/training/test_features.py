@@ -81,10 +81,10 @@ def test_bags_of_one_own_feature_train_like_vectors_to_the_last_bit(
     assert first.loss == second.loss
     a, b = content_of(plain, tmp_path / "a"), content_of(bagged, tmp_path / "b")
     assert b[ITEM, "vectors"] == a[ITEM, "vectors"]
-    for kind in ("vectors", "state"):
+    for kind in ("vectors", "state", "shared"):
         assert b.pop((FEATURE, kind)) == a[ITEM, kind]
     assert (ITEM, "state") not in b  # it has none of its own
-    del a[ITEM, "state"]
+    del a[ITEM, "state"], a[ITEM, "shared"]
     assert a == b
 
 

@@ -18,6 +18,7 @@ from embedsvc.evaluation.links import rank_links
 from embedsvc.graph.comparators import COMPARATORS
 from embedsvc.graph.losses import LOSSES
 from embedsvc.graph.operators import OPERATORS
+from embedsvc.graph.optimizers import OPTIMIZERS
 from embedsvc.trained import Trained
 from embedsvc.training.trainer import train
 from partitions.graph import Graph
@@ -154,6 +155,34 @@ def test_swapping_in_any_order_learns_what_memory_does(
     config = CONFIG.model_copy(update={"buffer": 3, "order": order})
     found = mrr(four, tmp_path / "four", kind, config)
     assert found == pytest.approx(mrr(one, tmp_path / "one", kind), abs=0.05)
+
+
+# Step sizes that suit each: AdaGrad's shrink, Adam's move every number by so much, SGD's are plain.
+LRS = {"adam": 0.02, "sgd": 0.05}
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "rowwise_adagrad"])
+def test_every_optimizer_learns_two_communities_and_with_swaps(
+    name: str, one: Graph, four: Graph, tmp_path: Path
+) -> None:
+    """Within 0.05, as above; what an optimizer keeps of a table leaves and comes with it."""
+    config = CONFIG.model_copy(update={"optimizer": name, "lr": LRS.get(name, 0.2)})
+    assert mrr(one, tmp_path / "one", PLAINEST, config) >= 0.95
+    swapping = config.model_copy(update={"buffer": 3})
+    assert mrr(four, tmp_path / "four", PLAINEST, swapping) >= 0.90
+
+
+@pytest.mark.parametrize("step", ["fast", "exact"])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_the_bytes_learn_what_float32_does(
+    precision: str, step: str, one: Graph, four: Graph, tmp_path: Path
+) -> None:
+    """Within 0.05, as above."""
+    step = "auto" if precision == "float16" else step
+    config = CONFIG.model_copy(update={"precision": precision, "step": step})
+    assert mrr(one, tmp_path / "one", PLAINEST, config) >= 0.95
+    swapping = config.model_copy(update={"buffer": 3})
+    assert mrr(four, tmp_path / "four", PLAINEST, swapping) >= 0.90
 
 
 def test_an_untrained_model_is_as_good_as_chance(

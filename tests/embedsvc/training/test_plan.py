@@ -46,6 +46,22 @@ def test_the_plan_counts_what_is_held(make_graph: MakeGraph) -> None:
     assert plan_memory(one, model, config).edges > plan_memory(four, model, config).edges
 
 
+def test_the_plan_counts_the_numbers_of_the_optimizer_and_of_short_vectors(
+    make_graph: MakeGraph,
+) -> None:
+    graph, model = a_graph(make_graph, 1), ModelConfig(dim=10)
+    sizes = {
+        setting: plan_memory(graph, model, TrainConfig.model_validate({key: setting})).tables
+        for key, setting in [
+            *(("optimizer", name) for name in ("rowwise_adagrad", "adagrad", "adam")),
+            *(("precision", name) for name in ("float32", "bfloat16", "float16")),
+        ]
+    }
+    bytes_a_row = {"rowwise_adagrad": 44, "adagrad": 80, "adam": 88}
+    bytes_a_row |= {"float32": 44, "bfloat16": 24, "float16": 24}
+    assert sizes == {name: (40 + 7) * count for name, count in bytes_a_row.items()}
+
+
 def test_larger_batches_and_more_negatives_plan_for_more(make_graph: MakeGraph) -> None:
     graph = a_graph(make_graph, 1)
 

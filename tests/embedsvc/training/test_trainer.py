@@ -16,11 +16,13 @@ import pytest
 
 from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.evaluation.links import rank_links
+from embedsvc.graph.optimizers import OPTIMIZERS
 from embedsvc.trained import Trained
 from embedsvc.training.trainer import METRICS, train
 from partitions.checkpoint import MANIFEST, PREVIOUS, Checkpoint
 from partitions.errors import BusyError, ConfigError, DataError
 from partitions.graph import Graph
+from partitions.precision import DTYPES, nearest, widen
 
 MakeGraph = Callable[..., Graph]
 Content = Callable[[Graph, Path], dict[Any, bytes]]
@@ -140,6 +142,45 @@ def test_whatever_is_learnt_a_resumed_run_has_the_same_bits(
     train(graph, tmp_path / "halves", chosen, but(config, epochs=1))
     assert train(graph, tmp_path / "halves", chosen, config).loss == whole.loss
     assert content_of(graph, tmp_path / "halves") == content_of(graph, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "rowwise_adagrad"])
+def test_a_resumed_run_has_what_its_optimizer_kept(
+    optimizer: str, large_graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    """Bit for bit, the numbers of whole tables as well. Another one's checkpoint is not resumed."""
+    config = but(CONFIG, optimizer=optimizer)
+    whole = train(large_graph, tmp_path / "whole", MODEL, config)
+    train(large_graph, tmp_path / "halves", MODEL, but(config, epochs=1))
+    assert train(large_graph, tmp_path / "halves", MODEL, config).loss == whole.loss
+    halves = content_of(large_graph, tmp_path / "halves")
+    assert halves == content_of(large_graph, tmp_path / "whole")
+    with pytest.raises(ConfigError, match=f"begun with train.optimizer = '{optimizer}'"):
+        train(large_graph, tmp_path / "halves", MODEL, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("precision", "step"), [("bfloat16", "fast"), ("bfloat16", "exact"), ("float16", "exact")]
+)
+def test_rounding_is_the_same_at_every_run_and_on_resume(
+    precision: str, step: str, large_graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    config = but(CONFIG, precision=precision, step=step)
+    whole = train(large_graph, tmp_path / "whole", MODEL, config)
+    train(large_graph, tmp_path / "halves", MODEL, but(config, epochs=1))
+    assert train(large_graph, tmp_path / "halves", MODEL, config).loss == whole.loss
+    halves = content_of(large_graph, tmp_path / "halves")
+    assert halves == content_of(large_graph, tmp_path / "whole")
+    with pytest.raises(ConfigError, match=f"begun with train.precision = '{precision}'"):
+        train(large_graph, tmp_path / "halves", MODEL, CONFIG)
+    trained = Trained(large_graph, tmp_path / "whole")
+    [slot, *_] = trained.manifest.tables
+    vectors = trained.vectors(slot)
+    assert vectors.dtype == np.float32
+    dtype = DTYPES[precision]
+    np.testing.assert_array_equal(widen(nearest(vectors, dtype)), vectors)
+    float32 = train(large_graph, tmp_path / "float32", MODEL, but(CONFIG, step=step))
+    assert float32.loss == pytest.approx(whole.loss, rel=0.02)
 
 
 def test_a_relation_that_weighs_nothing_is_not_learnt(

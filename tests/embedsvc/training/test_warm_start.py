@@ -10,12 +10,14 @@ import pytest
 
 from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.export import export
+from embedsvc.graph.optimizers import OPTIMIZERS
 from embedsvc.trained import Trained
 from embedsvc.training.trainer import train
 from partitions import embeddings
 from partitions.embeddings import SUFFIXES
 from partitions.errors import ConfigError, DataError
 from partitions.graph import Graph
+from partitions.precision import DTYPES, nearest, widen
 
 MakeGraph = Callable[..., Graph]
 EDGES = [(f"u{i}", "buys", f"i {i * 7 % 15}") for i in range(40)]
@@ -63,6 +65,34 @@ def test_an_exported_model_is_where_another_begins(
         assert after == {key: before.get(key, fresh[key]) for key in fresh}
         assert after != fresh
     assert "new" in after or name == "item"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"optimizer": name} for name in OPTIMIZERS),
+        *({"precision": name, "optimizer": "adam"} for name in ("bfloat16", "float16")),
+    ],
+    ids=str,
+)
+def test_any_optimizer_and_precision_begins_at_given_vectors(
+    settings: dict[str, Any], make_graph: MakeGraph, tmp_path: Path
+) -> None:
+    """Whatever it keeps of a given row says that the row is stored, and changes no step."""
+    graph, keys = a_graph(make_graph, 2), [f"u{i}" for i in range(20)]
+    given = np.random.default_rng(1).standard_normal((20, 4)).astype(np.float32)
+    model = ModelConfig(**MODEL, init_from={"user": write(tmp_path / "u", keys, given)})
+    still = TrainConfig.model_validate(STILL.model_dump() | settings)
+    train(graph, tmp_path / "still", model, still)
+    found = by_key(Trained(graph, tmp_path / "still"), "user")
+    dtype = DTYPES[still.precision]
+    for key, vector in zip(keys, widen(nearest(given, dtype)), strict=True):
+        assert found[key] == vector.tobytes()
+    learning = still.model_copy(update={"lr": 0.01})
+    train(graph, tmp_path / "learning", model, learning)
+    moved = by_key(Trained(graph, tmp_path / "learning"), "user")
+    after = np.stack([np.frombuffer(moved[key], np.float32) for key in keys])
+    assert 0 < np.abs(after - given).max() < 1
 
 
 def test_the_file_is_needed_once_and_a_resumed_run_has_the_same_bits(

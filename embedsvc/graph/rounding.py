@@ -1,0 +1,73 @@
+"""Stochastic rounding of updated vectors to 16 bits (Gupta et al. 2015).
+
+Of the two numbers on either side the nearer one is the likelier, so that the mean of many
+roundings is the number itself: steps too small to reach the next number still add up. A number
+that can be kept exactly stays. What is drawn is a function of a key, the row and the column, and
+so the same at every run; kernels.py draws the same bits.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from partitions import precision
+from partitions.hashing import GOLDEN, mix
+
+_GOLDEN = np.uint64(GOLDEN)
+_INFINITE = np.uint32(0x7F800000)  # the exponent of infinity and of NaN
+
+
+@numba.njit(nogil=True, cache=True)
+def key_of(key, number, side):  # type: ignore[no-untyped-def]
+    """Of an update: of a bucket's key, the number of the chunk or batch, and 0: lhs, 1: rhs.
+
+    uint64. Not of the stream that negatives are drawn from.
+    """
+    return mix(mix(np.uint64(key) ^ _GOLDEN) + _GOLDEN * np.uint64(2 * number + side + 1))
+
+
+@numba.njit(nogil=True, cache=True)
+def _starts(key, rows):  # type: ignore[no-untyped-def]
+    out = np.empty(rows.size, np.uint32)
+    for i in range(rows.size):
+        out[i] = np.uint32(mix(key + _GOLDEN * np.uint64(rows[i])))
+    return out
+
+
+def draws(key: Any, rows: NDArray[np.int64], dim: int) -> NDArray[np.uint32]:
+    """Random bits, [n, dim]: an integer hash (Wellons' lowbias32) of row and column."""
+    steps = np.arange(dim, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    x = _starts(np.uint64(key), rows)[:, None] + steps
+    x ^= x >> 16
+    x *= np.uint32(0x7FEB352D)
+    x ^= x >> 15
+    x *= np.uint32(0x846CA68B)
+    return np.asarray(x ^ (x >> 16))
+
+
+def stochastic(
+    values: NDArray[np.float32], dtype: np.dtype[Any], key: Any, rows: NDArray[np.int64]
+) -> NDArray[Any]:
+    """values: [n, D], of distinct `rows`, rounded to `dtype`. Infinity stays, NaN stays not finite.
+
+    What is larger than the largest float16, 65504, becomes that.
+    """
+    bits = draws(key, rows, values.shape[1])
+    if dtype == np.uint16:
+        # A random number below the last kept bit, added, carries as often as it should.
+        old = values.view(np.uint32)
+        finite = (old & _INFINITE) != _INFINITE
+        return ((old + (bits >> 16) * finite) >> 16).astype(np.uint16)
+    largest = np.float32(np.finfo(dtype).max)
+    values = np.where(np.isfinite(values), np.clip(values, -largest, largest), values)
+    found = precision.nearest(values, dtype)
+    back = found.astype(np.float32)
+    with np.errstate(over="ignore"):
+        below = np.where(back > values, np.nextafter(found, -np.inf, dtype=dtype), found)
+        above = np.where(back < values, np.nextafter(found, np.inf, dtype=dtype), found)
+    low = below.astype(np.float32)
+    with np.errstate(invalid="ignore", divide="ignore"):  # where it can be kept exactly
+        share = (values - low) / (above.astype(np.float32) - low)
+    return np.where((bits >> 8) * np.float32(2**-24) < share, above, below)
