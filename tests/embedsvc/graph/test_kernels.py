@@ -136,9 +136,19 @@ def assert_equal(
     fast: tuple[float, dict[Any, np.ndarray]],
     rtol: float = 1e-3,
 ) -> None:
+    """A first update is lr times the gradient over its own length: where sums nearly cancel, what
+    rounding leaves of it is blown up. So vectors may differ by what a gradient does that is off by
+    1e-6 of the largest one in the chunk."""
     assert fast[0] == pytest.approx(exact[0], rel=2e-5, abs=2e-5)
+    states = {name[0]: state for name, state in exact[1].items() if name[1] == "state"}
+    largest = max(float(state.max()) for state in states.values())
     for name, wanted in exact[1].items():
-        np.testing.assert_allclose(fast[1][name], wanted, rtol=rtol, atol=1e-4, err_msg=str(name))
+        allowed = 1e-4 + rtol * np.abs(wanted)
+        if name[1] == "vectors":
+            length = np.maximum(states[name[0]], 1e-12 * largest) ** 0.5
+            allowed = allowed + LR * 1e-6 * (largest**0.5 / np.maximum(length, 1e-30))[:, None]
+        found = fast[1][name]
+        assert (np.abs(found - wanted) <= allowed).all(), (name, found, wanted)
 
 
 CASES = list(
