@@ -176,7 +176,7 @@ class Gate:
             name = str(self._path(SCHEMA))
             found[SCHEMA] = schema_edits.edited(self.schema_text, edits, name).encode()
         if report.clean or accept:
-            found[STATISTICS] = durable.json_bytes(report.statistics.as_json())
+            found[STATISTICS] = statistics.as_bytes(report.statistics)
         return found
 
     def note(self, report: Report, *, accept: bool = False) -> None:

@@ -272,8 +272,14 @@ def ends_of(endpoints: Endpoints, relation: str) -> tuple[str, str] | None:
 
 
 def write(path: Path, statistics: Statistics) -> None:
+    with durable.replacing(path) as file:
+        file.write(as_bytes(statistics))
+
+
+def as_bytes(statistics: Statistics) -> bytes:
+    """The whole file, with its digest."""
     value = statistics.as_json()
-    durable.write_json(path, {**value, "digest": _digest(value)})
+    return durable.json_bytes({**value, "digest": _digest(value)})
 
 
 def _digest(value: Mapping[str, Any]) -> str:

@@ -64,6 +64,16 @@ def test_the_first_import_infers_a_schema_and_the_next_is_held_to_it(tmp_path: P
     assert second[STATISTICS] != first[STATISTICS]  # the newest clean batch is the last good one
 
 
+def test_one_flipped_figure_of_what_an_import_leaves_is_refused(tmp_path: Path) -> None:
+    write_edges(tmp_path / "a.tsv", shop_edges(4000))
+    import_graph(config_of(tmp_path), tmp_path / "graph", as_of=AS_OF)
+    text = (tmp_path / STATISTICS).read_text()
+    assert text.count('"rows": 4000') == 1
+    (tmp_path / STATISTICS).write_text(text.replace('"rows": 4000', '"rows": 4001'))
+    with pytest.raises(DataError, match=rf"{STATISTICS} was altered: .*digest.* Delete it"):
+        import_graph(config_of(tmp_path), tmp_path / "graph", as_of=AS_OF)
+
+
 def test_without_the_gate_nothing_is_checked_or_noted(tmp_path: Path) -> None:
     write_edges(tmp_path / "a.tsv", shop_edges(100))
     report = import_graph(config_of(tmp_path, gate=False), tmp_path / "graph")

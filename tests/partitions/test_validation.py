@@ -69,6 +69,17 @@ def test_the_first_batch_gives_the_schema_and_the_last_good_statistics(tmp_path:
     assert schema.graph.final_newline
 
 
+def test_one_flipped_figure_of_what_a_batch_leaves_is_refused(tmp_path: Path) -> None:
+    put(tmp_path, SHOP.week(0, ROWS))
+    validation.validate(config_of(tmp_path), tmp_path, as_of=end_of(0))
+    path = tmp_path / "statistics.json"
+    text = path.read_text()
+    assert text.count(f'"rows": {ROWS}') == 1
+    path.write_text(text.replace(f'"rows": {ROWS}', f'"rows": {ROWS + 1}'))
+    with pytest.raises(DataError, match=r"statistics\.json was altered: .*digest.* Delete it"):
+        validation.validate(config_of(tmp_path), tmp_path, as_of=end_of(0))
+
+
 def test_a_clean_batch_becomes_the_last_good_one_and_another_does_not(tmp_path: Path) -> None:
     config = config_of(tmp_path)
     put(tmp_path, SHOP.week(0, ROWS))
