@@ -9,7 +9,6 @@ The first batch has no schema: it is inferred and written, for people to review.
 checked, and a clean one becomes the last good batch. One that is not leaves both files alone.
 """
 
-import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ import pyarrow as pa
 
 from partitions import durable
 from partitions.config import GraphConfig, SourceConfig
-from partitions.errors import ConfigError, DataError
+from partitions.errors import DataError
 from partitions.gate import data_files, data_schema, schema_edits, statistics
 from partitions.gate.anomalies import Anomaly, Cell, Refused, Report, explained
 from partitions.gate.batch_rules import Reading, batch_anomalies
@@ -275,18 +274,15 @@ def gate(config: GraphConfig, folder: Path, as_of: int | None = None) -> Gate:
     """A gate for the batch that `config` names, with what the folder holds from earlier ones."""
     _check_places(folder)
     endpoints = {name: (rules.lhs, rules.rhs) for name, rules in config.relations.items()}
-    path, schema, text, last_good = folder / SCHEMA, None, None, None
+    file = data_schema.read(folder / SCHEMA) if (folder / SCHEMA).exists() else None
     digests: dict[str, str | None] = dict.fromkeys((SCHEMA, STATISTICS))
-    if path.exists():
-        data = path.read_bytes()
-        text = _decoded(data, path)
-        schema, digests[SCHEMA] = (
-            data_schema.parse(text, str(path)),
-            hashlib.sha256(data).hexdigest(),
-        )
+    last_good = None
+    if file is not None:
+        digests[SCHEMA] = file.sha256
         if (folder / STATISTICS).exists():
             last_good = statistics.read(folder / STATISTICS)
             digests[STATISTICS] = durable.sha256_of(folder / STATISTICS)
+    schema, text = (file.schema, file.text) if file is not None else (None, None)
     found = Gate(schema, last_good, endpoints, as_of, folder, text)
     found.identity.update(digests)
     return found
@@ -299,13 +295,6 @@ def _check_places(folder: Path) -> None:
             leftover.unlink()
         if (folder / name).is_dir():
             raise DataError(f"{folder / name} is a folder where a file belongs: move it away.")
-
-
-def _decoded(data: bytes, path: Path) -> str:
-    try:
-        return data.decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from None
 
 
 def validate(

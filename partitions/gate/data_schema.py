@@ -5,17 +5,17 @@ a rule means stands in its docstring; docs/validation.md explains the file. Ever
 the `Edit` that would accept it, which is a line of this file.
 """
 
+import hashlib
 import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
-from partitions import durable
 from partitions.config import Table
 from partitions.errors import ConfigError, DataError, did_you_mean
 
@@ -175,13 +175,21 @@ class DataSchema(Table):
 # --- reading and writing ------------------------------------------------------------------------
 
 
-def read(path: Path) -> DataSchema:
+class SchemaFile(NamedTuple):
+    schema: DataSchema
+    text: str  # for schema_edits.py
+    sha256: str  # of its bytes
+
+
+def read(path: Path) -> SchemaFile:
     try:
-        return parse(path.read_text("utf-8"), str(path))
+        data = path.read_bytes()
+        text = data.decode().replace("\r\n", "\n")
     except FileNotFoundError:
         raise DataError(f"{path} is missing. Run embedsvc validate to infer it.") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}.") from None
+    return SchemaFile(parse(text, str(path)), text, hashlib.sha256(data).hexdigest())
 
 
 def parse(text: str, name: str) -> DataSchema:
@@ -224,11 +232,6 @@ _HEAD = """\
 # With each anomaly comes the line of this file that would accept it (docs/validation.md).
 """
 Seen = Mapping[tuple[str, ...], str]  # table and key -> what was seen, for a comment
-
-
-def write(path: Path, schema: DataSchema, seen: Seen | None = None) -> None:
-    with durable.replacing(path) as file:
-        file.write(as_toml(schema, seen or {}).encode())
 
 
 def as_toml(schema: DataSchema, seen: Seen) -> str:

@@ -271,11 +271,6 @@ def ends_of(endpoints: Endpoints, relation: str) -> tuple[str, str] | None:
     return endpoints.get(relation) or endpoints.get("*")
 
 
-def write(path: Path, statistics: Statistics) -> None:
-    with durable.replacing(path) as file:
-        file.write(as_bytes(statistics))
-
-
 def as_bytes(statistics: Statistics) -> bytes:
     """The whole file, with its digest."""
     value = statistics.as_json()

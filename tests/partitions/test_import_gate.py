@@ -206,7 +206,7 @@ def test_an_edit_is_made_before_anything_is_committed(tmp_path: Path, kind: str)
         assert after == before
         return
     import_graph(config, tmp_path / "graph", as_of=AS_OF, accept=True)
-    schema = data_schema.read(tmp_path / SCHEMA)
+    schema = data_schema.read(tmp_path / SCHEMA).schema
     assert odd in schema.relations
     again = import_graph(config, tmp_path / "graph", as_of=AS_OF)
     assert again.gate is not None and again.gate.clean

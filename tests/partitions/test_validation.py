@@ -58,7 +58,7 @@ def test_the_first_batch_gives_the_schema_and_the_last_good_statistics(tmp_path:
     put(tmp_path, SHOP.week(0, ROWS))
     report = validation.validate(config_of(tmp_path), tmp_path, as_of=end_of(0))
     assert report.first_use and report.clean and report.exit_code == 0
-    schema = data_schema.read(tmp_path / "schema.toml")
+    schema = data_schema.read(tmp_path / "schema.toml").schema
     assert schema == report.schema
     assert statistics.read(tmp_path / "statistics.json") == report.statistics
     assert schema.columns["weight"].type == "number"
@@ -149,7 +149,8 @@ def test_acceptance_edits_the_schema_and_keeps_its_comments(tmp_path: Path) -> N
     report = validation.validate(config, tmp_path, as_of=end_of(1), accept=True)
     assert {anomaly.name for anomaly in report.anomalies} == {"wrong_unit"}
     assert "min = -100.0  # says Anna" in path.read_text()
-    assert data_schema.read(path).columns["weight"].drift == 0.05  # drift is accepted by comparing
+    accepted = data_schema.read(path).schema
+    assert accepted.columns["weight"].drift == 0.05  # drift is accepted by comparing
     assert validation.validate(config, tmp_path, as_of=end_of(1)).clean
 
 
@@ -243,7 +244,7 @@ def test_a_new_relation_comes_with_the_lines_that_make_it_known(tmp_path: Path) 
     put(tmp_path, SHOP.week(0, ROWS))
     report = validation.validate(config, tmp_path, as_of=end_of(0), accept=True)
     assert report.anomalies[0].name == "unknown_relation"
-    schema = data_schema.read(tmp_path / "schema.toml")
+    schema = data_schema.read(tmp_path / "schema.toml").schema
     assert schema.endpoints["bought"] == ("user", "product")
     assert validation.validate(config, tmp_path, as_of=end_of(0)).clean
 
@@ -313,7 +314,7 @@ def test_a_relation_given_by_the_input_needs_no_column(tmp_path: Path) -> None:
     put(tmp_path, table)
     assert validation.validate(config, tmp_path).first_use
     assert validation.validate(config, tmp_path).clean
-    schema = data_schema.read(tmp_path / "schema.toml")
+    schema = data_schema.read(tmp_path / "schema.toml").schema
     assert set(schema.relations) == {"bought"} and "rel" not in schema.columns
 
 
