@@ -1,0 +1,1 @@
+"""Softmax layers for a million classes: exact in chunks, or over the classes that matter."""

@@ -1,0 +1,70 @@
+"""Retrievers propose, for a query, the classes that are likely to score high.
+
+    score of class c for query x = <w_c, x> + b_c; higher is better
+
+In training they add hard classes to what a step looks at (active.py), in answering they spare the
+scan of all classes. They only propose: whoever asks scores the proposals exactly.
+
+The whole job of adding one: one class here, registered; contract tests cover it by that.
+
+Letters: C classes, D dimension, Q queries.
+"""
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from partitions.registry import Registry
+
+Ids = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+
+class Retriever(Protocol):
+    """Proposes classes for queries. Keyword arguments of the constructor are the config keys.
+
+    A class is a row's number. Rows live in arrays that the owner updates in place; a retriever
+    keeps references to them, never a copy.
+    """
+
+    upkeep_s: float  # spent in touch, add and remove since the start
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory beside the weights."""
+
+    def fit(self, weight_CD: Floats, bias_C: Floats | None) -> None:
+        """Build from scratch, of all rows."""
+
+    def rebind(self, weight_CD: Floats, bias_C: Floats | None) -> None:
+        """The arrays were allocated anew, with the same rows and perhaps more at their end.
+
+        New rows are not proposed before `add`.
+        """
+
+    def touch(self, ids: Ids) -> None:
+        """These rows were changed in place; ids: [n], distinct. Upkeep may be put off."""
+
+    def add(self, ids: Ids) -> None:
+        """From now on these rows are classes, too."""
+
+    def remove(self, ids: Ids) -> None:
+        """From now on these rows are no classes, and never proposed."""
+
+    def retrieve(self, queries_QD: Floats, limit: int) -> Ids:
+        """int64 [Q, limit]: distinct classes for each query, in any order, padded with -1."""
+
+    def shared(self, queries_QD: Floats, limit: int) -> Ids:
+        """int64 [<= limit]: classes for the queries together; distinct, ascending."""
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """All that makes another instance, after `rebind` and `load_state`, propose the same."""
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        """What `state` gave. The rows must be those of that time: `rebind` comes first."""
+
+
+RETRIEVERS: Registry[Retriever] = Registry("retriever")
+
+from embedsvc.outputs.retrievers import exact as exact  # noqa: E402  (it registers itself)

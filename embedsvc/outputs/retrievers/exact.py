@@ -1,0 +1,80 @@
+"""The exact retriever scores all classes, in chunks: what the others are measured against."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
+
+_CHUNK = 16_384  # classes
+
+
+@RETRIEVERS.add("exact")
+class Exact:
+    """The best classes by a scan of all rows: 2 C D operations a query."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.upkeep_s = 0.0
+        self._weight: Floats = np.empty((0, 0), np.float32)
+        self._bias: Floats | None = None
+        self._live = np.empty(0, np.bool_)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._live.nbytes
+
+    def fit(self, weight_CD: Floats, bias_C: Floats | None) -> None:
+        self._live = np.ones(len(weight_CD), np.bool_)
+        self._weight, self._bias = weight_CD, bias_C
+
+    def rebind(self, weight_CD: Floats, bias_C: Floats | None) -> None:
+        self._live = np.append(self._live, np.zeros(len(weight_CD) - len(self._live), np.bool_))
+        self._weight, self._bias = weight_CD, bias_C
+
+    def touch(self, ids: Ids) -> None:
+        pass
+
+    def add(self, ids: Ids) -> None:
+        self._live[ids] = True
+
+    def remove(self, ids: Ids) -> None:
+        self._live[ids] = False
+
+    def retrieve(self, queries_QD: Floats, limit: int) -> Ids:
+        """The first is the best; of equal scores any."""
+        out = np.full((len(queries_QD), limit), -1, np.int64)
+        k = min(limit, int(self._live.sum()))
+        if not k or not len(queries_QD):
+            return out
+        queries = torch.from_numpy(queries_QD)
+        best = torch.empty((len(queries), 0))
+        ids = torch.empty((len(queries), 0), dtype=torch.int64)
+        for start in range(0, len(self._weight), _CHUNK):
+            rows = slice(start, start + _CHUNK)
+            scores = queries @ torch.from_numpy(self._weight[rows]).T
+            if self._bias is not None:
+                scores += torch.from_numpy(self._bias[rows])
+            scores[:, torch.from_numpy(~self._live[rows])] = -torch.inf
+            top, at = scores.topk(min(k, scores.shape[1]))
+            best, ids = torch.cat([best, top], 1), torch.cat([ids, at + start], 1)
+            best, at = best.topk(min(k, best.shape[1]))
+            ids = ids.gather(1, at)
+        out[:, :k] = ids.numpy()
+        return out
+
+    def shared(self, queries_QD: Floats, limit: int) -> Ids:
+        """The best of each query first, then the second best of each, and so on."""
+        live = np.flatnonzero(self._live)
+        if len(live) <= limit:
+            return live
+        by_rank = self.retrieve(queries_QD, limit).T.ravel()
+        _, first = np.unique(by_rank, return_index=True)
+        return np.sort(by_rank[np.sort(first)[:limit]])
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {"live": self._live.astype(np.uint8)}
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        self._live = state["live"].astype(np.bool_)
