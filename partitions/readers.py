@@ -15,6 +15,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, Any, NamedTuple, cast
 
@@ -22,9 +23,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
-from partitions import json_lines, sources
+from partitions import columnar, json_lines, sources
 from partitions.cells import (
     as_floats,
     as_lists,
@@ -39,8 +39,6 @@ from partitions.errors import DataError, did_you_mean
 from partitions.sources import InputFile, broken
 
 BLOCK_BYTES = 8 << 20  # of text; the batches of a file depend on it, not on the number of threads
-_BATCH_ROWS = 1 << 18
-_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"
 _MOST_BYTES = 32 << 20  # of malformed lines of a text file that are kept to be shown
 _KEYS = ("lhs", "rel", "rhs", "weight", "timestamp", "key")  # columns that hold no prose
 _WIDEST = 10_000  # columns, where the first row has fewer: each costs memory
@@ -143,13 +141,26 @@ def read_pieces(
     return _pieces(file, source, _Wanted(columns, floats, times, optional, lists=lists), skip_bad)
 
 
+def knows_types(file: InputFile, source: SourceConfig) -> bool:
+    """Whether the file is of a format whose columns have types."""
+    return sources.format_of(file, source) in _COLUMNAR
+
+
+def read_cells(
+    file: InputFile, source: SourceConfig, columns: dict[str, Column]
+) -> Iterator[pa.RecordBatch]:
+    """All rows of a file that knows its types, unchecked: cells as they lie there."""
+    with _named(file):
+        yield from _COLUMNAR[sources.format_of(file, source)](file, columns)
+
+
 def _pieces(
     file: InputFile, source: SourceConfig, wanted: _Wanted, skip_bad: bool
 ) -> Iterator[Piece]:
     reader = _FORMATS[sources.format_of(file, source)]
     bad: list[BadRow] = []
     num_rows = 0
-    try:
+    with _named(file):
         for cells in reader(file, source, wanted, skip_bad, bad.append):
             rows = _checked(cells, file, source, wanted, skip_bad, bad.append, num_rows)
             num_rows += len(cells)
@@ -158,6 +169,13 @@ def _pieces(
         if bad:
             nothing = pa.record_batch({})
             yield Piece(nothing, nothing, bad)
+
+
+@contextmanager
+def _named(file: InputFile) -> Iterator[None]:
+    """What the libraries raise, as sentences that name the file."""
+    try:
+        yield
     except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError, zipfile.BadZipFile) as error:
         raise broken(file, error) from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
@@ -602,73 +620,21 @@ def _flawed(file: InputFile, source: SourceConfig, flaw: json_lines.Flaw) -> Dat
     return DataError(f"{_line(file, source, flaw.line)}: {flaw.what}. {_FIX}")
 
 
-# --- Parquet and Arrow ---------------------------------------------------------------------------
+# --- every format --------------------------------------------------------------------------------
 
 
-def _read_parquet(
+def _read_columnar(
     file: InputFile, source: SourceConfig, wanted: _Wanted, *_: Any
 ) -> Iterator[pa.RecordBatch]:
-    far = file.local is None  # then neighbouring reads are asked for together
-    with file.open_random() as opened, pq.ParquetFile(opened, pre_buffer=far) as table:
-        names = _named_columns(file, wanted.columns, table.schema_arrow.names)
-        for batch in table.iter_batches(columns=list(names.values()), batch_size=_BATCH_ROWS):
-            yield pa.record_batch({name: batch.column(column) for name, column in names.items()})
+    return _COLUMNAR[sources.format_of(file, source)](file, wanted.columns)
 
 
-def _read_arrow(
-    file: InputFile, source: SourceConfig, wanted: _Wanted, *_: Any
-) -> Iterator[pa.RecordBatch]:
-    with file.open_random() as opened:
-        try:
-            reader = pa.ipc.open_file(opened)
-            batches: Iterator[pa.RecordBatch] = map(
-                reader.get_batch, range(reader.num_record_batches)
-            )
-        except pa.ArrowInvalid:
-            opened.seek(0)
-            reader = pa.ipc.open_stream(opened)
-            batches = _stream_batches(reader, opened)
-        names = _named_columns(file, wanted.columns, reader.schema.names)
-        for batch in batches:
-            found = pa.record_batch({name: batch.column(column) for name, column in names.items()})
-            for start in range(0, len(found), _BATCH_ROWS):  # some write all rows as one batch
-                yield found.slice(start, _BATCH_ROWS)
-
-
-def _stream_batches(reader: Any, file: Any) -> Iterator[pa.RecordBatch]:
-    """The batches of an Arrow stream; an error where the mark at its end is missing: the reader
-    itself takes a stream cut between two batches for a whole one."""
-    yield from reader
-    file.seek(file.tell() - len(_STREAM_END))
-    if file.read(len(_STREAM_END)) != _STREAM_END:
-        raise EOFError("the Arrow stream has no end mark, so it was truncated")
-
-
-def _named_columns(file: InputFile, columns: dict[str, Column], known: list[str]) -> dict[str, str]:
-    names = {}
-    for name, column in columns.items():
-        if isinstance(column, int):
-            if column >= len(known):
-                raise DataError(
-                    f"{file} has {len(known)} columns, so there is no column {column} "
-                    f"(counted from 0) for {name}. Known here: {', '.join(known)}."
-                )
-            column = known[column]
-        if column not in known:
-            raise DataError(f"{file} has no column {column}. {did_you_mean(column, known)}")
-        if known.count(column) > 1:
-            raise DataError(
-                f"{file} has {known.count(column)} columns {column}. Rename all but one."
-            )
-        names[name] = column
-    return names
-
-
+_COLUMNAR = {"parquet": columnar.read_parquet, "arrow": columnar.read_arrow}
 _FORMATS = {
     "text": _read_text,
     "json": _read_json,
-    "parquet": _read_parquet,
-    "arrow": _read_arrow,
+    "parquet": _read_columnar,
+    "arrow": _read_columnar,
 }
 
 

@@ -8,21 +8,19 @@ here, and `diagnosed` says what is wrong with it.
 import codecs
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from partitions import readers, sources
+from partitions.columnar import STREAM_END
 from partitions.config import Column, GraphConfig, SourceConfig
-from partitions.errors import DataError, did_you_mean
+from partitions.errors import DataError
 from partitions.gate.anomalies import Anomaly, Cell
 from partitions.gate.batch_rules import Reading
 from partitions.sources import InputFile
 
-_BATCH_ROWS = 1 << 18
 _BLOCK_BYTES = 1 << 20
-_STREAM_END = b"\xff\xff\xff\xff\0\0\0\0"  # of an Arrow stream
 
 
 class Input(NamedTuple):
@@ -76,8 +74,11 @@ def _located(file: InputFile, given: Input, reading: Reading) -> Iterator[Locate
         nonlocal skipped
         skipped += count
 
-    form = sources.format_of(file, given.source)
-    for batch in _COLUMNAR[form](file, given) if form in _COLUMNAR else _rows(file, given, skip):
+    if readers.knows_types(file, given.source):
+        batches = readers.read_cells(file, given.source, given.columns)
+    else:
+        batches = _rows(file, given, skip)
+    for batch in batches:
         if len(batch):
             yield Located(file.name, first_row, batch, given.relation)
         first_row += len(batch)
@@ -140,64 +141,6 @@ def _ends(file: InputFile, count: int) -> tuple[bytes, bytes]:
         return head, stream.read(count)
 
 
-# --- files that know their columns ----------------------------------------------------------------
-
-
-def _parquet(file: InputFile, given: Input) -> Iterator[pa.RecordBatch]:
-    try:
-        far = file.local is None
-        with (
-            file.open_random() as opened,
-            pq.ParquetFile(opened, pre_buffer=far) as table,
-        ):
-            names = _names(file, given.columns, table.schema_arrow.names)
-            wanted = list(names.values())
-            for batch in table.iter_batches(columns=wanted, batch_size=_BATCH_ROWS):
-                yield pa.record_batch({n: batch.column(c) for n, c in names.items()})
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        raise _unreadable(file, error) from None
-
-
-def _arrow(file: InputFile, given: Input) -> Iterator[pa.RecordBatch]:
-    try:
-        with file.open_random() as opened:
-            try:
-                reader = pa.ipc.open_file(opened)
-                batches: Any = map(reader.get_batch, range(reader.num_record_batches))
-            except pa.ArrowInvalid:
-                opened.seek(0)
-                batches = reader = pa.ipc.open_stream(opened)
-                if _ends(file, len(_STREAM_END))[1] != _STREAM_END:
-                    raise EOFError("the Arrow stream has no end mark") from None
-            names = _names(file, given.columns, reader.schema.names)
-            for batch in batches:
-                whole = pa.record_batch({n: batch.column(c) for n, c in names.items()})
-                for start in range(0, len(whole), _BATCH_ROWS):
-                    yield whole.slice(start, _BATCH_ROWS)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, EOFError) as error:
-        raise _unreadable(file, error) from None
-
-
-_COLUMNAR = {"parquet": _parquet, "arrow": _arrow}
-
-
-def _unreadable(file: InputFile, error: Exception) -> DataError:
-    if isinstance(error, OSError) and error.errno is not None:
-        raise sources.cant_read(file, error)
-    return sources.broken(file, error)
-
-
-def _names(file: InputFile, columns: dict[str, Column], known: list[str]) -> dict[str, str]:
-    names = {}
-    for name, column in columns.items():
-        if isinstance(column, int) and column < len(known):
-            column = known[column]
-        if column not in known:
-            raise DataError(f"{file} has no column {column}. {did_you_mean(str(column), known)}")
-        names[name] = str(column)
-    return names
-
-
 # --- what is wrong with a file --------------------------------------------------------------------
 
 
@@ -206,7 +149,7 @@ def diagnosed(file: InputFile, source: SourceConfig, sentence: str) -> Anomaly:
     name = "unreadable_file"
     if _is_cut(file, source, sentence):
         name = "truncated_file"
-    elif "has no column" in sentence:
+    elif "has no column" in sentence or "there is no column" in sentence:
         name = "missing_column"
     elif _is_plain_text(file, source) and not _decodes(file, source.encoding):
         name = "encoding_break"
@@ -224,7 +167,7 @@ def _is_cut(file: InputFile, source: SourceConfig, sentence: str) -> bool:
     if form == "arrow" and head.startswith(b"ARROW1"):
         return not tail.endswith(b"ARROW1")
     if form == "arrow":
-        return head.startswith(_STREAM_END[:4]) and tail != _STREAM_END
+        return head.startswith(STREAM_END[:4]) and tail != STREAM_END
     packed = head.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK"))
     return packed and not _is_plain_text(file, source) and "can't be read: " in sentence
 

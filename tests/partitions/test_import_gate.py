@@ -217,7 +217,7 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importer, "_JOURNAL_S", 0)
     monkeypatch.setattr(importer, "_JOURNAL_SHARE", 0)
     monkeypatch.setattr(spool, "HELD_ROWS", 1)
-    monkeypatch.setattr("partitions.readers._BATCH_ROWS", 100)
+    monkeypatch.setattr("partitions.columnar._BATCH_ROWS", 100)
 
 
 def test_the_gate_of_a_broken_off_import_goes_on_with_it(

@@ -62,7 +62,7 @@ def test_known_numbers_of_entities_are_taken_and_others_guessed(tmp_path: Path) 
 def test_the_true_number_lies_between_the_two_guesses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("partitions.readers._BATCH_ROWS", 1 << 11)
+    monkeypatch.setattr("partitions.columnar._BATCH_ROWS", 1 << 11)
     config = drawn(tmp_path, 100_000)
     plan = plan_import(config)
     assert plan.is_guess and plan.least_bytes < plan.total_bytes
@@ -77,7 +77,7 @@ def test_the_true_number_lies_between_the_two_guesses(
 def test_the_least_must_fit_and_the_most_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("partitions.readers._BATCH_ROWS", 1 << 11)
+    monkeypatch.setattr("partitions.columnar._BATCH_ROWS", 1 << 11)
     plan = plan_import(drawn(tmp_path, 100_000))
     assert check_memory(plan, plan.total_bytes // 10**6 + 1) is None
     tight = replace(plan, dictionaries=plan.dictionaries + 50_000_000)

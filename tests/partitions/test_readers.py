@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitions import readers, sources
+from partitions import columnar, readers, sources
 from partitions.config import Column, SourceConfig
 from partitions.errors import DataError
 
@@ -795,7 +795,7 @@ def test_decimals_and_bytes_of_a_bad_row_are_shown(tmp_path: Path) -> None:
 def test_a_bad_value_of_a_table_names_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, weight: Any, found: str
 ) -> None:
-    monkeypatch.setattr(readers, "_BATCH_ROWS", 10)
+    monkeypatch.setattr(columnar, "_BATCH_ROWS", 10)
     good = "1" if isinstance(weight, str) else 1.0
     weights = [good] * 25 + [weight] + [good] * 4
     path = stored(tmp_path / name, pa.table({"l": ["a"] * 30, "r": ["b"] * 30, "w": weights}))
@@ -870,7 +870,7 @@ def test_batches_do_not_depend_on_the_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(readers, "BLOCK_BYTES", 4096)
-    monkeypatch.setattr(readers, "_BATCH_ROWS", 300)
+    monkeypatch.setattr(columnar, "_BATCH_ROWS", 300)
     table = pa.table({"l": [f"key {n}" for n in range(4000)], "r": ["x"] * 4000})
     if name == "e.tsv":
         written(tmp_path / name, "".join(f"key {n}\tx\n" for n in range(4000)))

@@ -61,3 +61,17 @@ def test_an_anomaly_among_times_that_python_can_not_hold_shows_them(
     found = report_of([*times, *[2**63 - 1] * 60])
     cells = " ".join(str(cell) for anomaly in found.anomalies for cell in anomaly.cells)
     assert ("2262-04-11" if unit == "ns" else "out of range") in cells
+
+
+def test_columns_that_a_table_lacks_or_has_twice_are_named_as_the_import_names_them(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "e.parquet"
+    pq.write_table(pa.table({"lhs": ["a"]}), path)
+    (found,) = anomalies_of(path)
+    assert (
+        found.name == "missing_column" and "so there is no column 1 (counted from 0)" in found.what
+    )
+    pq.write_table(pa.table([["a"], ["b"]], names=["key", "key"]), path)
+    (found,) = anomalies_of(path)
+    assert found.name == "unreadable_file" and "has 2 columns key. Rename all but one" in found.what
