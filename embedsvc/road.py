@@ -98,7 +98,23 @@ class Road:
             except Refused as refused:
                 print_report(self.console, refused.report, self.folders.dir / SCHEMA)
                 raise
-        seconds = time.perf_counter() - start
+        self._print_import(report, time.perf_counter() - start)
+        if report.gate is not None:
+            print_report(self.console, report.gate, self.folders.dir / SCHEMA, accept=accept)
+        return report
+
+    def _plan_import(self, config: GraphConfig, base: Graph | None) -> int | None:
+        """Say what memory the import takes, and refuse what can't fit. Returns about how many rows
+        there are; own buckets are copied file by file and need no plan."""
+        if config.own_buckets is not None:
+            return None
+        plan = import_plan.plan_import(config, base=base)
+        self._say(f"import: {plan}")
+        if warning := import_plan.check_memory(plan, config.memory_mb):
+            self._say(f"import: {warning}")
+        return plan.num_rows
+
+    def _print_import(self, report: ImportReport, seconds: float) -> None:
         edges = sum(report.num_edges.values())
         self._say(
             f"import: {edges:,} edges "
@@ -130,20 +146,6 @@ class Road:
                     f"import: {count:,} {name} entities have other features now; they keep those "
                     "they came with, until an import with --replace"
                 )
-        if report.gate is not None:
-            print_report(self.console, report.gate, self.folders.dir / SCHEMA, accept=accept)
-        return report
-
-    def _plan_import(self, config: GraphConfig, base: Graph | None) -> int | None:
-        """Say what memory the import takes, and refuse what can't fit. Returns about how many rows
-        there are; own buckets are copied file by file and need no plan."""
-        if config.own_buckets is not None:
-            return None
-        plan = import_plan.plan_import(config, base=base)
-        self._say(f"import: {plan}")
-        if warning := import_plan.check_memory(plan, config.memory_mb):
-            self._say(f"import: {warning}")
-        return plan.num_rows
 
     def plan(self) -> None:
         from embedsvc.training.plan import advise
@@ -158,7 +160,6 @@ class Road:
 
     def train(self) -> "TrainReport":
         from embedsvc.training import report as page
-        from embedsvc.training.plan import plan_memory
         from embedsvc.training.trainer import train
 
         graph, model = self._graph(), self.settings.table("model", ModelConfig)
@@ -177,8 +178,9 @@ class Road:
             f"{report.table_reads + report.table_writes} table reads and writes, "
             f"waited {report.wait_s:.1f} s for them"
         )
-        planned, peak = plan_memory(graph, model, config).total, peak_bytes()
-        memory = f"{peak / 1e6:,.0f} MB at most, planned {planned / 1e6:,.0f} MB"
+        memory = (
+            f"{peak_bytes() / 1e6:,.0f} MB at most, planned {report.planned_bytes / 1e6:,.0f} MB"
+        )
         entities = sum(map(graph.num_entities, graph.entity_types))
         facts = {
             "graph": f"{graph.num_edges('train'):,} training edges, {entities:,} entities, "

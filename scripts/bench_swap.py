@@ -27,7 +27,6 @@ import pyarrow.parquet as pq
 from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.evaluation.links import rank_links, sample
 from embedsvc.trained import Trained
-from embedsvc.training.plan import plan_memory
 from embedsvc.training.trainer import train
 from partitions.config import GraphConfig
 from partitions.graph import Graph
@@ -166,7 +165,7 @@ def train_once(task: dict[str, Any]) -> dict[str, Any]:
         "table_read_mb": report.read_bytes / 1e6,
         "disk_read_mb": (disk_read_bytes() - fetched) / 1e6,
         "peak_rss_mb": peak_bytes() / 1e6,
-        "planned_mb": plan_memory(graph, model, config).total / 1e6,
+        "planned_mb": report.planned_bytes / 1e6,
     }
 
 

@@ -85,6 +85,7 @@ class TrainReport:
     read_bytes: int = 0  # of io_bytes
     stopped_early: bool = False
     best_epoch: int | None = None  # counted from 1; None without early stopping
+    planned_bytes: int = 0  # of memory
 
 
 def train(graph: Graph, folder: Path, model: ModelConfig, config: TrainConfig) -> TrainReport:
@@ -102,7 +103,8 @@ def train(graph: Graph, folder: Path, model: ModelConfig, config: TrainConfig) -
         torch.set_num_threads(config.threads)
     checkpoint = Checkpoint(folder, keep_cached=config.page_cache)
     with durable.only_writer(folder, "training into"):
-        return _Trainer(graph, checkpoint, model, config).run()
+        report = _Trainer(graph, checkpoint, model, config).run()
+    return replace(report, planned_bytes=plan.total)
 
 
 class _Trainer:
