@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 
 from partitions import readers, sources, spool
 from partitions.config import GraphConfig, InputConfig
+from partitions.delimited import BLOCK_BYTES
 from partitions.errors import ConfigError
 from partitions.graph import Graph
 from partitions.memory import available_bytes
-from partitions.readers import BLOCK_BYTES
 from partitions.sources import InputFile
 
 _SLOT_BYTES = 24

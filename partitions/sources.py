@@ -16,6 +16,7 @@ import logging
 import os
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -378,6 +379,24 @@ def _is_hidden(name: str) -> bool:
 def broken(file: InputFile, error: Exception) -> DataError:
     reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
     return DataError(f"{file} can't be read: {reason}. Copy or export the file again.")
+
+
+@contextmanager
+def reading(file: InputFile) -> Iterator[None]:
+    """What the libraries raise, as sentences that name the file."""
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile, tarfile.ReadError, zipfile.BadZipFile) as error:
+        raise broken(file, error) from None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise cant_read(file, error) from None
+        raise broken(file, error) from None
+
+
+def line_of(file: InputFile, source: SourceConfig, number: int) -> str:
+    inside = f"!{source.member}" if source.member else ""
+    return f"{file}{inside}:{number}"
 
 
 # --- what is in a file ----------------------------------------------------------------------------

@@ -363,7 +363,7 @@ def test_rows_of_a_relation_that_the_config_lacks_are_named_or_kept_aside(tmp_pa
 def test_lines_that_are_no_rows_are_counted_however_much_memory_they_would_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("partitions.readers._MOST_BYTES", 10 * (200 + 1000))
+    monkeypatch.setattr("partitions.delimited._MOST_BYTES", 10 * (200 + 1000))
     write_edges(tmp_path / "a.tsv", [*shop_edges(50), *[("b" * 1000,)] * 25])
     report = import_graph(config_of(tmp_path, skip_bad=True), tmp_path / "graph")
     assert report.skipped_rows == 25

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitions import columnar, readers, sources
+from partitions import columnar, delimited, readers, sources
 from partitions.config import Column, SourceConfig
 from partitions.errors import DataError
 
@@ -157,7 +157,7 @@ OPEN_QUOTE = (
 def test_a_quote_that_is_never_closed_is_an_error_wherever_the_next_one_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, skip_bad: bool, column: int, last: str
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 1 << 14)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 1 << 14)
     lines = [f"u{n},i{n}\n" for n in range(1, 3001)]
     lines[1000] = 'u1001,"i1001\n' if column else '"u1001,i1001\n'
     if last:
@@ -170,7 +170,7 @@ def test_a_quote_that_is_never_closed_is_an_error_wherever_the_next_one_is(
 def test_a_quote_that_is_open_over_more_than_a_block_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 1 << 10)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 1 << 10)
     path = written(tmp_path / "e.csv", 'a,"r,b\n' + "c,r,d\n" * 5000)
     assert error_of(path, skip_bad=True) == f"e.csv:1: {OPEN_QUOTE.format('5,000')}"
 
@@ -230,7 +230,7 @@ def test_tsv_reads_any_text_without_tabs_and_line_ends(
 def test_blocks_of_the_parser_leave_no_seam(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 64)
     rows = [
         (f"key {n}", f"rel\n{n}" if name == "e.csv" else "rel", "x" * (n % 9 + 1))
         for n in range(99)
@@ -264,7 +264,7 @@ def test_bytes_of_another_encoding_are_named_by_line(tmp_path: Path, encoding: s
 def test_lines_that_are_not_utf8_are_left_out_where_bad_rows_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delimiter: str
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 64)
     rows = [(f"kü{n}", "r", f"v{n}") for n in range(60)]
     lines = [delimiter.join(row).encode() + b"\n" for row in rows]
     lines[20] = delimiter.join(("kü", "r", "bad")).encode("latin-1") + b"\n"
@@ -305,7 +305,7 @@ class Trickle(io.BytesIO):
 def test_a_long_delimiter_is_replaced_as_if_the_text_came_whole(
     data: bytes, delimiter: bytes, reads: list[int], buffers: list[int]
 ) -> None:
-    stream = readers._OneDelimiter(Trickle(data, reads), delimiter, b"\x1f")
+    stream = delimited._OneDelimiter(Trickle(data, reads), delimiter, b"\x1f")
     found, turns = b"", 0
     while True:
         buffer = bytearray(buffers[turns % len(buffers)])
@@ -321,7 +321,7 @@ def test_a_long_delimiter_is_replaced_as_if_the_text_came_whole(
 def test_delimiters_of_any_length_are_split_also_across_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delimiter: str
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 37)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 37)
     rows = [(f"l{'x' * (n % 7)}", f"r:{n}", f"{'y' * (n % 5)}z") for n in range(500)]
     path = written(tmp_path / "e.dat", "".join(delimiter.join(row) + "\n" for row in rows))
     assert rows_of(path, delimiter=delimiter) == rows
@@ -331,7 +331,7 @@ def test_delimiters_of_any_length_are_split_also_across_blocks(
 def test_a_long_delimiter_is_found_in_any_encoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 37)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 37)
     name = "é" if encoding == "latin-1" else "表"  # whose second byte is 0x5C, in Shift-JIS
     rows = [(f"{name}{n}", "r", f"v{n}") for n in range(300)]
     text = "".join("\\\\".join(row) + "\n" for row in rows)
@@ -604,7 +604,7 @@ def test_bad_rows_are_skipped_and_counted_exactly(tmp_path: Path) -> None:
 def test_a_bad_line_in_a_later_block_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 64)
     lines = [f"key{n}\tr\tv" for n in range(50)]
     lines[40] = bad
     path = written(tmp_path / "e.tsv", "\n".join(lines) + "\n")
@@ -869,7 +869,7 @@ def test_compressed_parquet_files_are_read(tmp_path: Path, codec: str) -> None:
 def test_batches_do_not_depend_on_the_number_of_threads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 4096)
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 4096)
     monkeypatch.setattr(columnar, "_BATCH_ROWS", 300)
     table = pa.table({"l": [f"key {n}" for n in range(4000)], "r": ["x"] * 4000})
     if name == "e.tsv":

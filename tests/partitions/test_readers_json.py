@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from partitions import json_lines, readers, sources
+from partitions import delimited, json_lines, readers, sources
 from partitions.config import Column, SourceConfig
 from partitions.errors import DataError
 
@@ -123,7 +123,7 @@ def test_what_json_writes_is_read(
     written(path, *lines)
     wanted: dict[str, Column] = {"lhs": "l", "rhs": "r", "weight": "w"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "BLOCK_BYTES", block_bytes)
+        patch.setattr(delimited, "BLOCK_BYTES", block_bytes)
         found = rows_of(path, wanted)
     assert found == [(str(a), str(b), w) for a, b, w in rows]
 
@@ -155,7 +155,7 @@ def test_a_bad_line_is_named_and_can_be_skipped(
     lines = [first] * 9 + ["", "  ", line] + [first] * 5
     path = written(tmp_path / "e.jsonl", *lines)
     for block_bytes in (40, 1 << 20):
-        monkeypatch.setattr(readers, "BLOCK_BYTES", block_bytes)
+        monkeypatch.setattr(delimited, "BLOCK_BYTES", block_bytes)
         message = error_of(path)
         assert message.startswith(f"e.jsonl:12: {what}"), message
         assert message.endswith(f". {FIX}")
