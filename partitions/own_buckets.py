@@ -18,8 +18,7 @@ knows where a new key belongs. Memory: one partition's keys a thread, and 8 byte
 type to find keys that come twice.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,11 +27,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from partitions import dictionary, durable, edges, sources
-from partitions.cells import as_floats, as_seconds, as_strings, shown
+from partitions.cells import as_floats, as_seconds, as_strings
 from partitions.config import GraphConfig, RelationConfig
 from partitions.dictionary import Workers
 from partitions.durable import FileEntry
@@ -40,11 +38,19 @@ from partitions.edges import Edges
 from partitions.errors import DataError, did_you_mean
 from partitions.graph import MANIFEST, GraphManifest, slots_of
 from partitions.hashing import hash_keys
+from partitions.own_files import (
+    OwnFiles,
+    Place,
+    batches,
+    check,
+    files,
+    keys_of,
+    numbers_in,
+    opened,
+    wrong,
+)
 from partitions.schema import SPLITS, Bucket, EntityType, RelationType, Slot
 from partitions.sources import InputFile
-
-_BATCH_ROWS = 1 << 20
-_SHAPE = "entities/TYPE/part=P/NAME.parquet or edges/split=S/lhs_part=I/rhs_part=J/NAME.parquet"
 
 
 @dataclass(frozen=True)
@@ -52,14 +58,6 @@ class TakenReport:
     num_edges: dict[str, int]
     num_entities: dict[str, int]
     untrained_entities: dict[str, int]
-
-
-class _Place(NamedTuple):
-    """What the folders of an edge file say."""
-
-    split: str
-    lhs_part: int
-    rhs_part: int
 
 
 class _Ends(NamedTuple):
@@ -76,33 +74,15 @@ class _Written(NamedTuple):
     per_relation: NDArray[np.int64]
 
 
-def files(config: GraphConfig) -> list[InputFile]:
-    assert config.own_buckets is not None
-    return [file for _, file in sources.below(config.data, config.own_buckets)]
-
-
 class OwnBuckets:
     def __init__(
         self, config: GraphConfig, workers: Workers, progress: Callable[[str, int], None]
     ) -> None:
-        assert config.own_buckets is not None
         self.config, self.workers, self.progress = config, workers, progress
         self.types = {
             name: EntityType(name, entity.partitions) for name, entity in config.entities.items()
         }
-        self.entity_files: dict[Slot, list[InputFile]] = {}
-        self.edge_files: dict[_Place, list[InputFile]] = {}
-        for names, file in sources.below(config.data, config.own_buckets):
-            self._sort_in(names, file)
-        for slot in (slot for t in self.types.values() for slot in slots_of(t)):
-            if slot not in self.entity_files:
-                raise DataError(
-                    f"{config.own_buckets} has no entities/{slot.entity_type}/"
-                    f"part={slot.partition}, and [graph.entities.{slot.entity_type}] says "
-                    f"partitions = {self.types[slot.entity_type].num_partitions}. Mend either."
-                )
-        if not self.edge_files:
-            raise DataError(f"{config.own_buckets} has no edges: expected {_SHAPE}.")
+        self.files = OwnFiles(config, self.types)
         self._check_columns()
         self.num_rows: dict[Slot, int] = {}
         self.trained: dict[Slot, NDArray[np.bool_]] = {}
@@ -152,38 +132,10 @@ class OwnBuckets:
         return {name: sum(map(count, slots_of(t))) for name, t in self.types.items()}
 
     def _source(self, file: InputFile) -> dict[str, Any]:
-        with _reading(file), _opened(file) as table:
+        with sources.reading(file), opened(file) as table:
             rows = table.metadata.num_rows
         digest, size = file.sha256(), file.num_bytes
         return {"path": file.address, "bytes": size, "sha256": digest, "rows": rows}
-
-    # --- folders ---
-
-    def _sort_in(self, names: tuple[str, ...], file: InputFile) -> None:
-        if names[0] == "entities" and len(names) == 4 and file.suffix == ".parquet":
-            entity_type = self._known(file, names[1], self.types, "entity type")
-            count = self.types[entity_type].num_partitions
-            part = _part(file, names[2], "part", count, f"[graph.entities.{entity_type}] says")
-            self.entity_files.setdefault(Slot(entity_type, part), []).append(file)
-        elif names[0] == "edges" and len(names) == 5 and file.suffix == ".parquet":
-            split = self._known(file, _value(file, names[1], "split"), SPLITS, "split")
-            count = max(t.num_partitions for t in self.types.values())
-            because = "[graph.entities] say"
-            place = _Place(
-                split,
-                _part(file, names[2], "lhs_part", count, because),
-                _part(file, names[3], "rhs_part", count, because),
-            )
-            self.edge_files.setdefault(place, []).append(file)
-        else:
-            raise DataError(f"{file} is out of place: expected {_SHAPE}. Move or remove it.")
-
-    @staticmethod
-    def _known(file: InputFile, name: str, known: Iterable[str], kind: str) -> str:
-        if name not in known:
-            hint = did_you_mean(name, list(known))
-            raise DataError(f"{file}: there is no {kind} {name}. {hint}")
-        return name
 
     # --- entities ---
 
@@ -205,14 +157,15 @@ class OwnBuckets:
 
     def _write_keys(self, folder: Path, slot: Slot) -> tuple[FileEntry, NDArray[np.uint64]]:
         parts = [pa.array([], pa.large_string())]
-        for file in self.entity_files[slot]:
-            for _, keys in _keys_of(file):
+        own = self.files.of_entities[slot]
+        for file in own:
+            for _, keys in keys_of(file):
                 parts.append(keys.cast(pa.large_string()))
                 self.progress(file.base_name, len(keys))
         keys = pa.concat_arrays(parts)
         if not len(keys):
             raise DataError(
-                f"{self.entity_files[slot][0]}: part {slot.partition} of {slot.entity_type} has no "
+                f"{own[0]}: part {slot.partition} of {slot.entity_type} has no "
                 f"keys, and each needs at least one. Lower graph.entities.{slot.entity_type}."
                 "partitions."
             )
@@ -227,13 +180,13 @@ class OwnBuckets:
             return
         seen: dict[str, str] = {}
         for slot in slots_of(entity_type):
-            for file in self.entity_files[slot]:
-                for start, keys in _keys_of(file):
+            for file in self.files.of_entities[slot]:
+                for start, keys in keys_of(file):
                     for row in np.flatnonzero(np.isin(hash_keys(keys), twice)).tolist():
                         key, where = keys[row].as_py(), f"{file}, row {start + row}"
                         if key in seen:
                             what = f"the key {key} is there twice: also in {seen[key]}"
-                            raise _wrong(file, start + row, what)
+                            raise wrong(file, start + row, what)
                         seen[key] = where
 
     # --- relations ---
@@ -246,9 +199,10 @@ class OwnBuckets:
             return declared
         found: set[str] = set()
         for file in self._all_edge_files():
-            for _, batch in _batches(file, ["rel"]):
+            for _, batch in batches(file, ["rel"]):
                 if not pa.types.is_integer(batch.column("rel").type):
-                    found.update(pc.unique(_texts(batch.column("rel"), file, "rel")).to_pylist())
+                    names = as_strings(batch.column("rel"), file, "rel")
+                    found.update(pc.unique(names).to_pylist())
         return declared + sorted(found - {*declared, None})
 
     def _relation(self, name: str) -> RelationConfig:
@@ -264,7 +218,7 @@ class OwnBuckets:
     # --- edges ---
 
     def _all_edge_files(self) -> list[InputFile]:
-        return [file for found in self.edge_files.values() for file in found]
+        return [file for found in self.files.of_edges.values() for file in found]
 
     def _check_columns(self) -> None:
         """Which columns there are, and that one file does not contradict another."""
@@ -272,7 +226,7 @@ class OwnBuckets:
         weighted = False
         one = len(self.config.relations) == 1 and "*" not in self.config.relations
         for file in self._all_edge_files():
-            with _reading(file), _opened(file) as table:
+            with sources.reading(file), opened(file) as table:
                 schema = table.schema_arrow
             for name in ("lhs", "rhs") if one else ("lhs", "rel", "rhs"):
                 if name not in schema.names:
@@ -290,8 +244,8 @@ class OwnBuckets:
     def _write_buckets(self, folder: Path) -> list[_Written]:
         for split in SPLITS:
             (folder / "edges" / split).mkdir(parents=True, exist_ok=True)
-        wanted: dict[tuple[str, Bucket], list[_Place]] = {}
-        for place in sorted(self.edge_files):
+        wanted: dict[tuple[str, Bucket], list[Place]] = {}
+        for place in sorted(self.files.of_edges):
             for ends in dict.fromkeys(self._ends):
                 places = wanted.setdefault((place.split, _bucket(place, ends)), [])
                 places += [place] if place not in places else []
@@ -302,7 +256,7 @@ class OwnBuckets:
         return [part for part in written if part is not None]
 
     def _write_bucket(
-        self, folder: Path, split: str, bucket: Bucket, places: list[_Place]
+        self, folder: Path, split: str, bucket: Bucket, places: list[Place]
     ) -> _Written | None:
         mixed = len(set(self._ends)) > 1
         num_edges = sum(self._count(place, bucket, mixed) for place in places)
@@ -312,7 +266,7 @@ class OwnBuckets:
 
         def pieces() -> Iterator[Edges]:
             for place in places:
-                for file in self.edge_files[place]:
+                for file in self.files.of_edges[place]:
                     for piece in self._edges_of(file, place):
                         kept = self._kept(piece, place, bucket) if mixed else piece
                         counts[:] += np.bincount(kept.rel, minlength=len(counts))
@@ -326,24 +280,24 @@ class OwnBuckets:
         edges.write_pieces(path, num_edges, pieces(), len(self.relations))
         return _Written(split, bucket, durable.entry_of(folder, path), counts)
 
-    def _count(self, place: _Place, bucket: Bucket, mixed: bool) -> int:
+    def _count(self, place: Place, bucket: Bucket, mixed: bool) -> int:
         """How many edges of a place belong to the bucket."""
         total = 0
-        for file in self.edge_files[place]:
+        for file in self.files.of_edges[place]:
             if mixed:
-                for start, batch in _batches(file, ["rel"]):
+                for start, batch in batches(file, ["rel"]):
                     here = self._belongs(place, bucket)[self._rel(batch, file, start)]
                     total += int(here.sum())
             else:
-                with _reading(file), _opened(file) as table:
+                with sources.reading(file), opened(file) as table:
                     total += table.metadata.num_rows
         return total
 
-    def _belongs(self, place: _Place, bucket: Bucket) -> NDArray[np.bool_]:
+    def _belongs(self, place: Place, bucket: Bucket) -> NDArray[np.bool_]:
         """bool [relations]: whether a relation's edges in the place are the bucket's."""
         return np.array([_bucket(place, ends) == bucket for ends in self._ends])
 
-    def _kept(self, piece: Edges, place: _Place, bucket: Bucket) -> Edges:
+    def _kept(self, piece: Edges, place: Place, bucket: Bucket) -> Edges:
         here = self._belongs(place, bucket)[piece.rel]
         return Edges(
             piece.lhs[here],
@@ -369,12 +323,12 @@ class OwnBuckets:
 
     # --- one file of edges ---
 
-    def _edges_of(self, file: InputFile, place: _Place) -> Iterator[Edges]:
+    def _edges_of(self, file: InputFile, place: Place) -> Iterator[Edges]:
         """The file's edges, all of them checked."""
-        with _opened(file) as table:
+        with opened(file) as table:
             known = table.schema_arrow.names
         names = [n for n in ("lhs", "rhs", "rel", "weight", "timestamp") if n in known]
-        for start, batch in _batches(file, names):
+        for start, batch in batches(file, names):
             rel = self._rel(batch, file, start)
             self._check_place(rel, place, file, start)
             sides = {}
@@ -386,15 +340,15 @@ class OwnBuckets:
             if self.weighted:
                 weight = np.ones(len(batch), np.float32)
                 if "weight" in names:
-                    numbers = _numbers(batch.column("weight"), file, "weight")
+                    numbers = numbers_in(batch.column("weight"), file, "weight")
                     values = as_floats(numbers, file, "weight")
                     fine = pc.fill_null(pc.is_finite(values), False)
-                    _check(fine, batch.column("weight"), file, start, "weight", "a finite number")
+                    check(fine, batch.column("weight"), file, start, "weight", "a finite number")
                     weight = values.to_numpy()
             if self.timed:
                 column = batch.column("timestamp")
                 seconds = as_seconds(column, file, "timestamp")
-                _check(seconds.is_valid(), column, file, start, "timestamp", "a time")
+                check(seconds.is_valid(), column, file, start, "timestamp", "a time")
                 time = seconds.to_numpy()
             yield Edges(sides["lhs"], rel, sides["rhs"], weight, time)
 
@@ -407,12 +361,12 @@ class OwnBuckets:
         if pa.types.is_integer(column.type):
             declared = len([name for name in self.config.relations if name != "*"])
             wanted = f"a number from 0 to {declared - 1} (the order of [graph.relations])"
-            _check(column.is_valid(), column, file, start, "rel", wanted)
+            check(column.is_valid(), column, file, start, "rel", wanted)
             numbers = column.to_numpy(zero_copy_only=False)
-            _check((numbers >= 0) & (numbers < declared), column, file, start, "rel", wanted)
+            check((numbers >= 0) & (numbers < declared), column, file, start, "rel", wanted)
             return numbers.astype(dtype)
-        texts = _texts(column, file, "rel")
-        _check(texts.is_valid(), column, file, start, "rel", "a relation")
+        texts = as_strings(column, file, "rel")
+        check(texts.is_valid(), column, file, start, "rel", "a relation")
         coded = texts.dictionary_encode()
         place_of = {name: at for at, name in enumerate(self.relations)}
         codes = [place_of.get(name, -1) for name in coded.dictionary.to_pylist()]
@@ -425,7 +379,7 @@ class OwnBuckets:
             raise DataError(f"{file}: row {start + row} (counted from 0): {what}. {hint}")
         return rel.astype(dtype)
 
-    def _check_place(self, rel: NDArray[Any], place: _Place, file: InputFile, start: int) -> None:
+    def _check_place(self, rel: NDArray[Any], place: Place, file: InputFile, start: int) -> None:
         """That a side which does not bind names no partition it does not have."""
         fits = np.array([_fits(place, ends) for ends in self._ends])[rel]
         if fits.all():
@@ -438,7 +392,7 @@ class OwnBuckets:
             f"an edge of {name} lies in {side}_part={getattr(place, side + '_part')}, but "
             f"{entity_type} has one partition, 0"
         )
-        raise _wrong(file, start + row, what)
+        raise wrong(file, start + row, what)
 
     def _offsets(
         self,
@@ -453,116 +407,25 @@ class OwnBuckets:
                 f"{file}: column {name} is of type {column.type}, expected whole numbers: the "
                 "offsets of keys in their partition. Export it so."
             )
-        _check(column.is_valid(), column, file, start, name, "an offset")
+        check(column.is_valid(), column, file, start, name, "an offset")
         offsets = column.to_numpy(zero_copy_only=False)
         fine = (offsets >= 0) & (offsets < num_rows)
         if not fine.all():
             row = int(np.flatnonzero(~fine)[0])
             wanted = f"an offset from 0 to {num_rows[row] - 1} (its partition's keys)"
-            _check(fine, column, file, start, name, wanted)
+            check(fine, column, file, start, name, wanted)
         return offsets.astype(np.uint32)
 
 
-def _bucket(place: _Place, ends: _Ends) -> Bucket:
+def _bucket(place: Place, ends: _Ends) -> Bucket:
     if not ends.lhs_binds and not ends.rhs_binds:
         return Bucket(0, 0)
     lhs = place.lhs_part if ends.lhs_binds else place.rhs_part
     return Bucket(lhs, place.rhs_part if ends.rhs_binds else lhs)
 
 
-def _fits(place: _Place, ends: _Ends) -> bool:
+def _fits(place: Place, ends: _Ends) -> bool:
     _, lhs, rhs = place
     if not ends.lhs_binds and not ends.rhs_binds:
         return lhs == rhs == 0
     return (ends.lhs_binds or lhs in (0, rhs)) and (ends.rhs_binds or rhs in (0, lhs))
-
-
-def _value(file: InputFile, name: str, key: str) -> str:
-    if not name.startswith(f"{key}="):
-        raise DataError(
-            f"{file}: expected a folder {key}=..., found {name}. The layout is {_SHAPE}."
-        )
-    return name.removeprefix(f"{key}=")
-
-
-def _part(file: InputFile, name: str, key: str, count: int, because: str) -> int:
-    value = _value(file, name, key)
-    if not (value.isascii() and value.isdigit() and int(value) < count):
-        raise DataError(
-            f"{file}: {name} is no partition: {because} partitions = {count}, so expected "
-            f"{key}=0 to {key}={count - 1}. Mend either."
-        )
-    return int(value)
-
-
-# --- Parquet, with errors that name file and row --------------------------------------------------
-
-
-@contextmanager
-def _reading(file: InputFile) -> Iterator[None]:
-    try:
-        yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise sources.cant_read(file, error) from None
-        raise sources.broken(file, error) from None
-
-
-@contextmanager
-def _opened(file: InputFile) -> Iterator[pq.ParquetFile]:
-    with file.open_random() as opened, pq.ParquetFile(opened) as table:
-        yield table
-
-
-def _batches(file: InputFile, names: list[str]) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """(rows of the file before the batch, the batch)"""
-    start = 0
-    with _reading(file), _opened(file) as table:
-        for batch in table.iter_batches(columns=names, batch_size=_BATCH_ROWS):
-            yield start, batch
-            start += len(batch)
-
-
-def _keys_of(file: InputFile) -> Iterator[tuple[int, pa.Array]]:
-    with _reading(file), _opened(file) as table:
-        known = table.schema_arrow.names
-    if "key" not in known:
-        raise DataError(f"{file} has no column key. {did_you_mean('key', known)}")
-    for start, batch in _batches(file, ["key"]):
-        keys = _texts(batch.column("key"), file, "key")
-        fine = pc.fill_null(pc.not_equal(pc.binary_length(keys), 0), False)
-        _check(fine, keys, file, start, "key", "a key")
-        yield start, keys
-
-
-def _texts(column: pa.Array, file: InputFile, name: str) -> pa.Array:
-    return as_strings(column, file, name)
-
-
-def _numbers(column: pa.Array, file: InputFile, name: str) -> pa.Array:
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise DataError(
-            f"{file}: column {name} is of type {column.type}, expected numbers. Export it so."
-        )
-    return column
-
-
-def _check(
-    fine: pa.Array | NDArray[np.bool_],
-    column: pa.Array,
-    file: InputFile,
-    start: int,
-    name: str,
-    wanted: str,
-) -> None:
-    if isinstance(fine, pa.Array):
-        fine = fine.to_numpy(zero_copy_only=False)
-    if not fine.all():
-        row = int(np.flatnonzero(~fine)[0])
-        value = shown(column.slice(row, 1))[0]
-        found = "nothing" if value is None or value == "" else value
-        raise _wrong(file, start + row, f"{name} is {found}, expected {wanted}")
-
-
-def _wrong(file: InputFile, row: int, what: str) -> DataError:
-    return DataError(f"{file}: row {row} (counted from 0): {what}. Write the file again.")

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from partitions import durable, own_buckets, sources
+from partitions import durable, own_files, sources
 from partitions.config import GraphConfig, InputConfig
 from partitions.errors import DataError
 from partitions.graph import MANIFEST, Graph
@@ -190,7 +190,7 @@ def difference(config: GraphConfig, path: Path) -> str | None:
 def _all_files(config: GraphConfig) -> Iterator[list[InputFile]]:
     """The files of every input, and of every type's attributes and features."""
     if config.own_buckets is not None:
-        yield own_buckets.files(config)
+        yield own_files.files(config)
     for source in config.inputs:
         yield sources.expand(config.data, source)
     for entity in config.entities.values():

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from partitions import importer, own_buckets
+from partitions import importer, own_buckets, own_files
 from partitions.config import GraphConfig, load
 from partitions.errors import ConfigError, DataError
 from partitions.graph import MANIFEST, Graph
@@ -142,7 +142,7 @@ def folder(tmp_path: Path) -> Path:
 def test_the_graph_is_the_buckets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_number: bool, batch_rows: int
 ) -> None:
-    monkeypatch.setattr(own_buckets, "_BATCH_ROWS", batch_rows)
+    monkeypatch.setattr(own_files, "_BATCH_ROWS", batch_rows)
     edges = some_edges(300)
     write_keys(tmp_path)
     write_edges(tmp_path, edges, ["bought", "sells"].index if by_number else str)
@@ -411,7 +411,7 @@ GOOD: dict[str, Any] = {
 def test_a_bad_edge_names_file_and_row(
     folder: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], sentence: str
 ) -> None:
-    monkeypatch.setattr(own_buckets, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(own_files, "_BATCH_ROWS", 2)
     write(folder, EDGES, **(GOOD | change))
     message = error_of(folder)
     assert message.startswith(f"{EDGES}: {sentence}"), message
@@ -429,7 +429,7 @@ def test_a_bad_edge_names_file_and_row(
 def test_a_bad_key_names_file_and_row(
     folder: Path, monkeypatch: pytest.MonkeyPatch, keys: list[Any], sentence: str
 ) -> None:
-    monkeypatch.setattr(own_buckets, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(own_files, "_BATCH_ROWS", 2)
     write(folder, "entities/user/part=1/x.parquet", key=keys)
     assert error_of(folder).startswith(f"entities/user/part=1/x.parquet: {sentence}")
 
