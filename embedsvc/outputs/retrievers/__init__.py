@@ -67,4 +67,6 @@ class Retriever(Protocol):
 
 RETRIEVERS: Registry[Retriever] = Registry("retriever")
 
-from embedsvc.outputs.retrievers import exact as exact  # noqa: E402  (it registers itself)
+from embedsvc.outputs.retrievers import exact as exact  # noqa: E402  (they register themselves)
+from embedsvc.outputs.retrievers import simhash as simhash  # noqa: E402
+from embedsvc.outputs.retrievers import wta as wta  # noqa: E402
