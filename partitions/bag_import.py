@@ -24,7 +24,7 @@ from partitions.dictionary import Dictionary, Workers
 from partitions.durable import FileEntry
 from partitions.errors import DataError
 from partitions.graph import Graph
-from partitions.schema import EntityType, Slot
+from partitions.schema import Slot
 from partitions.skipped import SkippedRows
 from partitions.sources import InputFile
 
@@ -41,16 +41,6 @@ class NewBags:
     @property
     def num_empty(self) -> int:
         return int(np.count_nonzero(np.diff(self.bags.starts) == 0))
-
-
-def check_same(base: Graph, known: EntityType, now: EntityType) -> None:
-    """DataError where an append would change what a type's vectors are made of."""
-    if known.features != now.features:
-        raise DataError(
-            f"{base.path} has {known.features or 'no type'} for the features of {known.name}, the "
-            f"config {now.features or 'none'}: that can't change. Put "
-            f"graph.entities.{known.name}.features back, or import anew with --replace."
-        )
 
 
 def read(

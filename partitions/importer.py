@@ -11,30 +11,29 @@ the spool and the dictionaries are good: a killed import goes on from it.
 
 import json
 import os
-import queue
 import shutil
-import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from partitions import bag_import, durable, notes, provenance, readers, sources, validation
+from partitions import bag_import, durable, growth, notes, provenance, readers, sources, validation
+from partitions.ahead import ahead
 from partitions.cells import as_strings
 from partitions.config import GraphConfig, InputConfig, RelationConfig
 from partitions.dictionary import Dictionary, Workers
 from partitions.errors import BusyError, DataError, InputError, did_you_mean
 from partitions.gate.anomalies import Refused, Report
-from partitions.graph import MANIFEST, Graph, slots_of
+from partitions.graph import MANIFEST, Graph
 from partitions.graph_writer import GraphWriter
 from partitions.hashing import hash_edges, hash_keys
 from partitions.imported import Imported
@@ -48,7 +47,6 @@ from partitions.spool import Spool
 from partitions.validation import Gate
 
 Progress = Callable[[str, int], None]  # (file or WRITING, rows done since the last call)
-T = TypeVar("T")
 
 _JOURNAL_S = 10.0  # how much work a kill may cost,
 _JOURNAL_SHARE = 20  # or this times what the last entry took: at most 5% go into entries
@@ -97,7 +95,7 @@ def import_graph(
         notes.settle_held(path)
         base = Graph(path) if append else None
         if base is not None:
-            _check_can_grow(base, config)
+            growth.check(base, config)
         num_threads = config.threads or os.cpu_count() or 1
         pool = stack.enter_context(ThreadPoolExecutor(num_threads, "import"))
         workers = Workers(pool, num_threads)
@@ -165,19 +163,6 @@ def _take_own(
     with durable.replacing_folder(path) as folder:
         taken = OwnBuckets(config, workers, progress).write(folder)
     return ImportReport(taken.num_edges, taken.num_entities, 0, 0, taken.untrained_entities)
-
-
-def _check_can_grow(base: Graph, config: GraphConfig) -> None:
-    if config.own_buckets is not None:
-        raise DataError(
-            "graph.own_buckets can't be appended: they are a whole graph. Import with --replace, "
-            "or name what is new under [[graph.inputs]]."
-        )
-    if base.manifest.partitioning != "hash":
-        raise DataError(
-            f"{base.path} was partitioned elsewhere, by a rule that is not known here, so new keys "
-            "have no partition. Partition the grown graph there, and import it with --replace."
-        )
 
 
 def _clear(work: Path, kind: type[BaseException] | None, *_: object) -> None:
@@ -255,56 +240,13 @@ class _Reading:
         self.sources: list[dict[str, Any]] = []
         self.num_read = 0
         if self.base is not None:
-            self._begin_from(self.base)
+            for slot in self.base.slots():
+                self.dictionaries[slot.entity_type].encode(self.base.keys(slot), self.workers)
+            for relation in self.base.relations:
+                self._add_relation(relation.name)
         for name in self.config.relations:
             if name != "*" and name not in self._relation_ids:
                 self._add_relation(name)
-
-    def _begin_from(self, base: Graph) -> None:
-        """Take the graph's places and relations, which the config may add to but not change."""
-        for name, known in base.entity_types.items():
-            if name not in self.types:
-                raise DataError(
-                    f"{base.path} has entities of type {name}, the config none: an append can't "
-                    f"take them away. Put [graph.entities.{name}] back."
-                )
-            if known.num_partitions != self.types[name].num_partitions:
-                raise DataError(
-                    f"{base.path} has {known.num_partitions} partitions of {name}, the config "
-                    f"{self.types[name].num_partitions}: they can't change. Set "
-                    f"graph.entities.{name}.partitions back, or import anew with --replace."
-                )
-            self._check_attributes(base, name)
-            bag_import.check_same(base, known, self.types[name])
-            for slot in slots_of(known):
-                self.dictionaries[name].encode(base.keys(slot), self.workers)
-        for relation in base.relations:
-            found = self.config.relations.get(relation.name) or self.config.relations.get("*")
-            if found is None or (found.lhs, found.rhs) != (relation.lhs, relation.rhs):
-                raise DataError(
-                    f"{base.path} has the relation {relation.name} from {relation.lhs} to "
-                    f"{relation.rhs}, the config another or none: an append can't change it. Put "
-                    f"[graph.relations.{relation.name}] back, or import anew with --replace."
-                )
-            self._add_relation(relation.name)
-        timed = {"timestamp" in source.resolved_columns for source in self.config.inputs}
-        if base.has_times is not None and timed != {base.has_times}:
-            one, other = ("has", "have none") if base.has_times else ("has no", "have them")
-            raise DataError(
-                f"{base.path} {one} timestamps and the config's inputs {other}: all of a graph's "
-                "edges carry a time or none does. Mend graph.inputs, or import anew with --replace."
-            )
-
-    def _check_attributes(self, base: Graph, name: str) -> None:
-        old, attributes = base.attributes(name), self.config.entities[name].attributes
-        before = set(old.column_names) if old is not None else set()
-        now = set(attributes.columns) - {"key"} if attributes is not None else set()
-        if before != now:
-            raise DataError(
-                f"{base.path} has the attributes {', '.join(sorted(before)) or 'none'} of {name}, "
-                f"the config {', '.join(sorted(now)) or 'none'}: they can't change. Put "
-                f"[graph.entities.{name}.attributes] back, or import anew with --replace."
-            )
 
     def run(self) -> Imported:
         begun = self._entry
@@ -312,7 +254,7 @@ class _Reading:
         for at, (source, file) in enumerate(self._files[files_done:], start=files_done):
             done = pieces_done if at == files_done else 0
             rows = num_good = 0
-            with closing(_ahead(self._pieces(file, source))) as pieces:
+            with closing(ahead(self._pieces(file, source))) as pieces:
                 for number, piece in enumerate(pieces, start=1):
                     if number > done:
                         self._take(piece, file, source, rows)
@@ -560,41 +502,3 @@ def _without(piece: Piece, strange: list[str]) -> Piece:
         for row in piece.rows.filter(left_out).to_pylist()
     ]
     return piece._replace(rows=piece.rows.filter(pc.invert(left_out)), bad=[*piece.bad, *bad])
-
-
-def _ahead(items: Iterator[T], depth: int = 2) -> Generator[T, None, None]:
-    """The same items, made by a thread that is up to `depth` items ahead."""
-    ready: queue.Queue[Any] = queue.Queue(depth)
-    stop = threading.Event()
-
-    def put(item: Any) -> bool:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not put((item, None)):
-                    return
-            put((None, None))
-        except BaseException as error:  # raised where the items are wanted
-            put((None, error))
-
-    thread = threading.Thread(target=make, name="read ahead", daemon=True)
-    thread.start()
-    try:
-        while True:
-            item, error = ready.get()
-            if error is not None:
-                raise error
-            if item is None:
-                return
-            yield item
-    finally:
-        stop.set()
-        thread.join()
