@@ -1,11 +1,14 @@
 """What the tests of the import share: configs, edges in files, graphs read back by their names."""
 
+import errno
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from partitions.config import GraphConfig
 from partitions.graph import Graph
@@ -93,3 +96,15 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in folder.rglob("*")
         if path.is_file()
     }
+
+
+@contextmanager
+def full_disk(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> Iterator[None]:
+    """A call of owner.name, which has to come, finds the disk full."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(owner, name, full)
+        yield

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from partitions import bag_import
 from partitions import bags as bag_files
 from partitions.bags import Bags
 from partitions.config import GraphConfig, from_tables
@@ -19,7 +20,14 @@ from partitions.errors import ConfigError, DataError
 from partitions.graph import MANIFEST, Graph
 from partitions.importer import ImportReport, import_graph
 from partitions.provenance import difference
-from tests.partitions.import_cases import edges_of, places_of, shop, tree, write_edges
+from tests.partitions.import_cases import (
+    edges_of,
+    full_disk,
+    places_of,
+    shop,
+    tree,
+    write_edges,
+)
 from tests.partitions.test_import_identity import KEYS
 
 EDGES = [("u1", "bought", "i1"), ("u2", "bought", "i2"), ("u1", "follows", "u2")]
@@ -218,11 +226,7 @@ def test_an_import_broken_off_while_it_writes_goes_on_to_the_same_bytes(
     whole, _ = imported(tmp_path, "i9\tblue\ni1\tred\n\tbad\n", **SKIPPING)
     expected = tree(whole.path)
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
-        patch.setattr("partitions.bag_import.write", full)
+    with full_disk(monkeypatch, bag_import, "write"):
         import_graph(tagged(tmp_path, **SKIPPING), tmp_path / "graph")
     report = import_graph(tagged(tmp_path, **SKIPPING), tmp_path / "graph")
     assert report.resumed and report.skipped_rows == 1

@@ -14,6 +14,7 @@ import pytest
 from partitions import durable
 from partitions.durable import FileEntry
 from partitions.errors import BusyError, DataError
+from tests.partitions.import_cases import tree
 
 ROOT = Path(__file__).parents[2]
 Kill = Callable[[Callable[[Path], Any], Callable[[Path], Any]], int]
@@ -132,14 +133,6 @@ def test_the_digest_check_can_be_left_out_but_not_the_size_check(tmp_path: Path)
 
 
 # --- folders --------------------------------------------------------------------------------------
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 def fill(folder: Path, content: bytes) -> None:

@@ -22,6 +22,7 @@ from tests.partitions.import_cases import (
     NAMES,
     columns,
     edges_of,
+    full_disk,
     places_of,
     shop,
     shop_edges,
@@ -483,14 +484,8 @@ def test_an_append_that_was_broken_off_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(tmp_path)
-
-    def full(*_: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(durable, "sync_tree", full)
-        with pytest.raises(OSError, match="No space"):
-            append_new(tmp_path)
+    with full_disk(monkeypatch, durable, "sync_tree"):
+        append_new(tmp_path)
     config = small_config(tmp_path, "old.tsv", "new.tsv")
     assert import_graph(config, tmp_path / "graph", append=True).resumed
     assert tree(tmp_path / "graph") == tree(tmp_path / "new")

@@ -29,7 +29,7 @@ from partitions.hashing import hash_keys
 from partitions.importer import import_graph
 from partitions.provenance import difference
 from partitions.schema import SPLITS, Bucket
-from tests.partitions.import_cases import shop
+from tests.partitions.import_cases import shop, tree
 
 ROOT = Path(__file__).parents[2]
 Edge = tuple[str, str, str]
@@ -82,14 +82,6 @@ def read_back(graph: Graph) -> Counter[tuple[str, str, str, float, str]]:
                 other = keys[graph.slot_of(r.rhs, bucket.rhs)][rhs]
                 found[key, r.name, other, weight, split] += 1
     return found
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
 
 
 # --- what goes in comes out -----------------------------------------------------------------------
