@@ -1,0 +1,602 @@
+"""The exact softmax over all classes, in chunks: B x C numbers are never in memory.
+
+Two passes over the classes. The first finds each row's log Z, keeping only its highest score and
+its sum of exponentials so far; the second computes the scores again, and from them the gradients.
+That is 8 B C D operations where 6 would do if the scores were kept, which at a million classes and
+a batch of 512 would be 2 GB.
+
+    fused   CPU, float32: the second pass, in backward, also updates each row while it is in cache
+    plain   torch.autograd over the same chunks: any device and dtype, dense gradients
+
+Letters: B batch, C classes, D dimension, T labels of a row, K answers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from embedsvc.graph.fast import num_cores
+from embedsvc.outputs import kernels
+from embedsvc.outputs.kernels import TILE, Table, Update
+from embedsvc.outputs.sparse import (
+    ROW_OPTIMIZERS,
+    Floats,
+    Workspace,
+    in_threads,
+    join_totals,
+    of_labels,
+    slices,
+)
+from partitions.errors import ConfigError, DataError
+
+_CHUNK_NUMBERS = 1 << 22  # scores at a time: 16 MiB of float32
+
+Targets = Tensor | Sequence[Tensor]
+
+
+class Output(NamedTuple):
+    """Of a forward pass, as torch.nn.AdaptiveLogSoftmaxWithLoss has it."""
+
+    output: Tensor  # [B], log-probability of each row's target
+    loss: Tensor  # scalar
+
+
+class TopK(NamedTuple):
+    """Answers, best first."""
+
+    values: Tensor  # [B, K], scores
+    indices: Tensor  # int64 [B, K], classes
+
+
+# --- any device and dtype -------------------------------------------------------------------------
+
+
+def _chunks(num_classes: int, num_rows: int) -> list[slice]:
+    size = max(256, _CHUNK_NUMBERS // max(num_rows, 1))
+    return [slice(first, first + size) for first in range(0, num_classes, size)]
+
+
+def _scores(
+    hidden_BD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, removed_C: Tensor, chunk: slice
+) -> Tensor:
+    rows = weight_CD[chunk]
+    scores = hidden_BD @ rows.T if bias_C is None else torch.addmm(bias_C[chunk], hidden_BD, rows.T)
+    if len(removed_C):
+        scores.masked_fill_(removed_C[chunk].bool(), -torch.inf)
+    return scores
+
+
+class _LogProb(torch.autograd.Function):
+    """Log-probability [B] of the targets; gradients as dense as their tensors, where asked for."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_BD: Tensor,
+        weight_CD: Tensor,
+        bias_C: Tensor | None,
+        removed_C: Tensor,
+        targets_BT: Tensor,
+    ) -> Tensor:
+        log_total = log_partition(hidden_BD, weight_CD, bias_C, removed_C)
+        there = targets_BT >= 0
+        ids = targets_BT.clamp(min=0)
+        label = torch.einsum("bd,btd->bt", hidden_BD, weight_CD[ids])
+        if bias_C is not None:
+            label += bias_C[ids]
+        ctx.save_for_backward(hidden_BD, weight_CD, bias_C, removed_C, targets_BT, log_total)
+        log_prob = torch.where(there, label - log_total[:, None], 0.0)
+        return log_prob.sum(1) / there.sum(1).clamp(min=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, bias, removed, targets, log_total = ctx.saved_tensors
+        there = targets >= 0
+        num_labels = there.sum(1)
+        weight_B = torch.where(num_labels > 0, -grad_B, 0.0)
+        share = (weight_B / num_labels.clamp(min=1))[:, None].expand_as(targets)[there]
+        row = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(targets)[there]
+        wanted = target = targets[there]
+        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        grad_weight = torch.empty_like(weight) if need_weight else None
+        grad_bias = torch.empty_like(bias) if need_bias else None
+        for chunk in _chunks(len(weight), len(hidden)):
+            slope = _scores(hidden, weight, bias, removed, chunk)
+            slope.sub_(log_total[:, None]).exp_().mul_(weight_B[:, None])
+            here = (wanted >= chunk.start) & (wanted < chunk.stop)
+            at = (row[here], target[here] - chunk.start)
+            slope.index_put_(at, -share[here], accumulate=True)
+            if grad_hidden is not None:
+                grad_hidden.addmm_(slope, weight[chunk])
+            if grad_weight is not None:
+                torch.mm(slope.T, hidden, out=grad_weight[chunk])
+            if grad_bias is not None:
+                grad_bias[chunk] = slope.sum(0)
+        return grad_hidden, grad_weight, grad_bias, None, None
+
+
+def log_prob(
+    hidden_BD: Tensor,
+    weight_CD: Tensor,
+    bias_C: Tensor | None,
+    removed_C: Tensor,
+    targets_BT: Tensor,
+) -> Tensor:
+    """Log-probability [B] of each row's targets, exact; the mean over its labels, 0 if none.
+
+    removed_C: uint8 [C] or [0]; targets_BT: -1 where there is none. Differentiable in the first
+    three.
+    """
+    found: Tensor = _LogProb.apply(  # type: ignore[no-untyped-call]
+        hidden_BD, weight_CD, bias_C, removed_C, targets_BT
+    )
+    return found
+
+
+def log_partition(
+    hidden_BD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, removed_C: Tensor
+) -> Tensor:
+    """log Z [B], exact. removed_C: uint8 [C] or [0]."""
+    total = hidden_BD.new_full((len(hidden_BD),), -torch.inf)
+    for chunk in _chunks(len(weight_CD), len(hidden_BD)):
+        scores = _scores(hidden_BD, weight_CD, bias_C, removed_C, chunk)
+        total = torch.logaddexp(total, scores.logsumexp(1))
+    return total
+
+
+def topk(
+    hidden_BD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, removed_C: Tensor, k: int
+) -> TopK:
+    """The k best classes of each row, exact; fewer where there are fewer."""
+    num_live = len(weight_CD) - int(removed_C.sum())
+    best = hidden_BD.new_empty((len(hidden_BD), 0))
+    ids = best.long()
+    for chunk in _chunks(len(weight_CD), len(hidden_BD)):
+        scores = _scores(hidden_BD, weight_CD, bias_C, removed_C, chunk)
+        top, at = scores.topk(min(k, scores.shape[1]))
+        best, ids = torch.cat([best, top], 1), torch.cat([ids, at + chunk.start], 1)
+        best, at = best.topk(min(k, best.shape[1]))
+        ids = ids.gather(1, at)
+    return TopK(best[:, : min(k, num_live)], ids[:, : min(k, num_live)])
+
+
+# --- fused ----------------------------------------------------------------------------------------
+
+
+class FusedStep(Protocol):
+    """A training step between its halves."""
+
+    log_prob: NDArray[np.float64]  # [B]
+
+    def finish(self, weight: Floats, wanted: bool) -> Floats | None:
+        """Update the rows. weight: [B], the slope of what is minimised in -log_prob.
+
+        Returns the gradient of the hidden vectors, [B, D], where wanted.
+        """
+
+
+@dataclass
+class FullStep:
+    """A FusedStep over all classes."""
+
+    table: Table
+    update: Update
+    hidden: Floats  # [B, D]
+    turned: Floats  # [D, B]
+    targets: NDArray[np.int64]  # [B, T]
+    log_total: NDArray[np.float64]  # [B]
+    log_prob: NDArray[np.float64]
+    num_labels: NDArray[np.int64]
+    bounds: list[tuple[int, int]]
+    space: Workspace
+
+    @classmethod
+    def begin(
+        cls,
+        table: Table,
+        update: Update,
+        hidden: Floats,
+        targets: NDArray[np.int64],
+        space: Workspace,
+        threads: int,
+    ) -> "FullStep":
+        num, dim = hidden.shape
+        bounds = slices(len(table.values), threads)
+        label = space.floats("label", *targets.shape)
+        label[:] = 0
+        top, total = space.floats("top", len(bounds), num), space.floats("total", len(bounds), num)
+        work = space.floats("block", len(bounds), TILE, num)
+        turned = space.floats("turned", dim, num)
+        turned[:] = hidden.T
+
+        def score(thread: int, first: int, last: int) -> None:
+            kernels.score_all(
+                table,
+                first,
+                last,
+                turned,
+                targets,
+                work[thread],
+                label,
+                top[thread],
+                total[thread],
+            )
+
+        in_threads(score, bounds)
+        log_total = join_totals(top, total)
+        log_prob, num_labels = of_labels(label, targets, log_total)
+        return cls(
+            table, update, hidden, turned, targets, log_total, log_prob, num_labels, bounds, space
+        )
+
+    def finish(self, weight: Floats, wanted: bool) -> Floats | None:
+        num, dim = self.hidden.shape
+        weight = np.where(self.num_labels > 0, weight, 0).astype(np.float32)
+        share = (weight / np.maximum(self.num_labels, 1)).astype(np.float32)
+        log_total = self.log_total.astype(np.float32)
+        block = self.space.floats("block", len(self.bounds), TILE, num)
+        work = self.space.floats("work", len(self.bounds), TILE, dim)
+        grads = self.space.floats("grad", len(self.bounds), 2, num, dim)
+
+        def learn(thread: int, first: int, last: int) -> None:
+            kernels.update_all(
+                self.table,
+                self.update,
+                first,
+                last,
+                self.hidden,
+                self.turned,
+                self.targets,
+                log_total,
+                weight,
+                share,
+                block[thread],
+                work[thread],
+                grads[thread],
+            )
+
+        in_threads(learn, self.bounds)
+        return grads[:, 0].sum(0)
+
+
+class _Fused(torch.autograd.Function):
+    """Autograd around a FusedStep: rows are updated when gradients arrive."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_BD: Tensor, trigger: Tensor, layer: "FullSoftmax", targets_BT: Tensor
+    ) -> Tensor:
+        """trigger: empty, requires a gradient, so that backward runs if hidden_BD needs none."""
+        space = layer._spaces.pop() if layer._spaces else Workspace()
+        ctx.save_for_backward(hidden_BD)
+        ctx.layer, ctx.space = layer, space
+        ctx.step = layer._begin(hidden_BD.detach().numpy(), targets_BT.numpy(), space)
+        if not np.isfinite(ctx.step.log_prob).all():
+            raise DataError(
+                f"The scores of row {_first_bad(ctx.step.log_prob)} overflow: weights or hidden "
+                "vectors have grown too large, as by a learning rate too high."
+            )
+        return torch.from_numpy(ctx.step.log_prob.astype(np.float32))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # torch complains if hidden was changed, or freed by a backward
+        if ctx.step is None:
+            raise RuntimeError("The rows were updated by an earlier backward of this forward pass.")
+        weight = -grad_B.numpy()
+        if not np.isfinite(weight).all():
+            raise DataError(
+                f"The gradient of row {_first_bad(weight)}'s output is not finite; no class was "
+                "updated."
+            )
+        grad = ctx.step.finish(weight, ctx.needs_input_grad[0])
+        ctx.step = None
+        ctx.layer._spaces.append(ctx.space)
+        return torch.from_numpy(grad) if ctx.needs_input_grad[0] else None, None, None, None
+
+
+def _first_bad(values: NDArray[Any]) -> int:
+    """The first row with a number that is not finite."""
+    return int(np.argwhere(~np.isfinite(values))[0, 0])
+
+
+# --- the layer ------------------------------------------------------------------------------------
+
+
+class FullSoftmax(nn.Module):
+    """An output layer of any number of classes, trained on the exact softmax (see the module).
+
+    Shaped like torch.nn.AdaptiveLogSoftmaxWithLoss: forward(hidden, target) gives (output, loss).
+
+    fused = True (CPU, float32): **classes learn in backward**, by `optimizer` with `lr`, which may
+    be set anew at any time; they have no .grad, and no torch optimizer touches them. Gradients flow
+    on into `hidden`. A forward pass in training mode is for one backward pass; of two forward
+    passes before their backward passes, each uses the rows it has seen. Two threads use it in turn.
+    fused = False: weight and bias are ordinary parameters for any torch optimizer, on any device.
+
+    In eval mode nothing learns in backward.
+
+    weight: float32 [C, in_features], uniform within 1 / sqrt(in_features) at first; bias: [C], 0.
+    Removed classes keep their number and their row, and have probability 0.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        n_classes: int,
+        *,
+        bias: bool = True,
+        fused: bool = True,
+        optimizer: str | dict[str, Any] = "rowwise_adagrad",
+        lr: float = 0.1,
+        threads: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if in_features < 1 or n_classes < 1:
+            raise ConfigError(
+                f"A softmax needs at least one feature and one class, found {in_features} and "
+                f"{n_classes}."
+            )
+        self.in_features, self.fused, self.seed, self.lr = in_features, fused, seed, lr
+        self.threads = num_cores() if threads is None else threads
+        self._optimizer = ROW_OPTIMIZERS.build(optimizer)
+        self._spaces: list[Workspace] = []
+        self.weight = nn.Parameter(_zeros(n_classes, in_features), requires_grad=not fused)
+        self.bias = nn.Parameter(_zeros(n_classes), requires_grad=not fused) if bias else None
+        width = self._optimizer.state_width if fused else 0
+        self.register_buffer("optimizer_state", _zeros(n_classes, width))
+        self.register_buffer("removed", torch.empty(0, dtype=torch.uint8))
+        self.optimizer_state: Tensor
+        self.removed: Tensor
+        self._fill(self.weight.data, torch.Generator().manual_seed(seed))
+
+    def _fill(self, rows: Tensor, generator: torch.Generator) -> None:
+        rows.uniform_(-1, 1, generator=generator).mul_(self.in_features**-0.5)
+
+    @property
+    def n_classes(self) -> int:
+        """How many rows there are, removed ones included."""
+        return len(self.weight)
+
+    @property
+    def num_live(self) -> int:
+        return self.n_classes - int(self.removed.sum())
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.n_classes}, fused={self.fused}"
+
+    # --- training
+
+    def forward(self, hidden: Tensor, target: Targets) -> Output:
+        """hidden: float [B, D] or [D], finite.
+
+        target: int64 [B] or scalar, classes; or several labels a row: [B, T], -1 where there is
+        none, or a list of B tensors. A label that occurs twice counts twice.
+        output: [B] or scalar, log-probability of the target; the mean over a row's labels, 0 where
+        it has none. loss: the mean of -output over the rows that have a label; 0 if none has.
+        B = 0 gives an empty output and loss 0. Raises DataError, and changes nothing.
+        """
+        alone = hidden.dim() == 1
+        hidden_BD = self._checked(hidden)
+        targets_BT = self._targets(target, len(hidden_BD), alone)
+        labelled = (targets_BT >= 0).any(1)
+        if not labelled.any():  # nothing to learn, but backward must find its way
+            nothing = torch.zeros((), requires_grad=self.training)
+            output = hidden_BD[:, :0].sum(1) + nothing.to(hidden_BD)
+        elif self.training:
+            output = self._log_prob_in_training(hidden_BD, targets_BT)
+        else:
+            output = self._exact(hidden_BD, targets_BT)
+        loss = -output.sum() / labelled.sum().clamp(min=1)
+        return Output(output[0] if alone else output, loss)
+
+    def _exact(self, hidden_BD: Tensor, targets_BT: Tensor) -> Tensor:
+        return log_prob(hidden_BD, self.weight, self.bias, self.removed, targets_BT)
+
+    def _log_prob_in_training(self, hidden_BD: Tensor, targets_BT: Tensor) -> Tensor:
+        if not self.fused:
+            return self._exact(hidden_BD, targets_BT)
+        self._check_fused()
+        trigger = torch.empty(0, requires_grad=True)
+        found: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
+            hidden_BD.contiguous(), trigger, self, targets_BT
+        )
+        return found
+
+    def _begin(self, hidden: Floats, targets: NDArray[np.int64], space: Workspace) -> FusedStep:
+        update = self._optimizer.update(self.lr)
+        return FullStep.begin(self._table(), update, hidden, targets, space, self.threads)
+
+    def _table(self) -> Table:
+        weight, bias = self._arrays()
+        none = np.empty(0, np.float32)
+        state, removed = self.optimizer_state.numpy(), self.removed.numpy()
+        return Table(weight, none if bias is None else bias, state, removed)
+
+    def _arrays(self) -> tuple[Floats, Floats | None]:
+        """Weight and bias where they are."""
+        return self.weight.detach().numpy(), None if self.bias is None else (
+            self.bias.detach().numpy()
+        )
+
+    def _check_fused(self) -> None:
+        if self.weight.device.type != "cpu" or self.weight.dtype != torch.float32:
+            raise ConfigError(
+                f"The fused step works on the CPU in float32, found {self.weight.dtype} on "
+                f"{self.weight.device}: make the layer with fused=False."
+            )
+
+    # --- input
+
+    def _checked(self, hidden: Tensor) -> Tensor:
+        """As [B, D] of the weights' dtype."""
+        if hidden.dim() not in (1, 2) or hidden.shape[-1] != self.in_features:
+            raise DataError(
+                f"hidden must be [batch, {self.in_features}], found {list(hidden.shape)}."
+            )
+        if not self.num_live:
+            raise DataError("All classes were removed: there is nothing to choose from.")
+        hidden_BD = (hidden[None] if hidden.dim() == 1 else hidden).to(self.weight.dtype)
+        # By numpy: torch would wake its threads for this, and they cost more than the check.
+        values = hidden_BD.detach().cpu().numpy()
+        if not np.isfinite(values).all():
+            row = _first_bad(values)
+            raise DataError(f"hidden has a number that is not finite, first in row {row}.")
+        return hidden_BD
+
+    def _targets(self, target: Targets, num_rows: int, alone: bool) -> Tensor:
+        """As int64 [B, T] on the weights' device, -1 where there is none."""
+        several = not isinstance(target, Tensor) or target.dim() == 2
+        if not isinstance(target, Tensor):
+            target = nn.utils.rnn.pad_sequence(
+                [*target, torch.empty(0, dtype=torch.int64)], batch_first=True, padding_value=-1
+            )[:-1]
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise DataError(f"Targets are classes' numbers, found {target.dtype}.")
+        target = target.to(self.weight.device, torch.int64)
+        if target.dim() == 0 and alone:
+            target = target[None]
+        if target.dim() not in (1, 2) or len(target) != num_rows:
+            raise DataError(
+                f"hidden has {num_rows} rows, but target has the shape {list(target.shape)}."
+            )
+        target = target if target.dim() == 2 else target[:, None]
+        wrong = (target < (-1 if several else 0)) | (target >= self.n_classes)
+        if wrong.any():
+            row, label = (int(x) for x in wrong.nonzero()[0])
+            raise DataError(
+                f"The target of row {row} is {int(target[row, label])}; classes are 0 to "
+                f"{self.n_classes - 1}"
+                + (", and -1 fills a row that has fewer labels." if several else ".")
+            )
+        if len(self.removed):
+            gone = (target >= 0) & self.removed[target.clamp(min=0)].bool()
+            if gone.any():
+                row, label = (int(x) for x in gone.nonzero()[0])
+                raise DataError(
+                    f"The target of row {row} is class {int(target[row, label])}, which was "
+                    "removed."
+                )
+        return target.contiguous()
+
+    # --- answers
+
+    @torch.no_grad()
+    def log_prob(self, hidden: Tensor) -> Tensor:
+        """Log-probabilities of all classes, exact: [B, C] or [C]; -inf for removed ones.
+
+        Nothing else of that size is in memory.
+        """
+        hidden_BD = self._checked(hidden)
+        out = hidden_BD.new_empty((len(hidden_BD), self.n_classes))
+        chunks = _chunks(self.n_classes, len(hidden_BD))
+        total = hidden_BD.new_full((len(hidden_BD),), -torch.inf)
+        for chunk in chunks:
+            scores = _scores(hidden_BD, self.weight, self.bias, self.removed, chunk)
+            total = torch.logaddexp(total, scores.logsumexp(1))
+            out[:, chunk] = scores
+        out -= total[:, None]
+        return out[0] if hidden.dim() == 1 else out
+
+    @torch.no_grad()
+    def topk(self, hidden: Tensor, k: int) -> TopK:
+        """The k classes with the highest scores: [B, k] or [k]; all, if there are no more.
+
+        Scores are <w, x> + b, of which log Z was not taken off; indices are classes.
+        """
+        found = topk(self._checked(hidden), self.weight, self.bias, self.removed, k)
+        return TopK(found.values[0], found.indices[0]) if hidden.dim() == 1 else found
+
+    def predict(self, hidden: Tensor) -> Tensor:
+        """int64 [B] or scalar: the class with the highest score."""
+        return self.topk(hidden, 1).indices.squeeze(-1)
+
+    # --- classes come and go
+
+    @torch.no_grad()
+    def add_classes(self, weights: int | Tensor, bias: Tensor | None = None) -> range:
+        """Append classes: that many, with new random rows, or with these rows [n, D].
+
+        Returns their numbers. Those of other classes stay. An amortised copy: room grows by a
+        quarter. fused=False: a torch optimizer that keeps state must be made anew.
+        """
+        first = self.n_classes
+        count = weights if isinstance(weights, int) else len(weights)
+        if count < 0 or (not isinstance(weights, int) and weights.shape[1:] != (self.in_features,)):
+            raise DataError(
+                f"New classes are a number or rows [n, {self.in_features}], found "
+                + (f"{count}." if isinstance(weights, int) else f"{list(weights.shape)}.")
+            )
+        self._resize(first + count)
+        if isinstance(weights, int):
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first)
+            rows = torch.empty(count, self.in_features)
+            self._fill(rows, generator)
+            weights = rows
+        self.weight[first:] = weights.to(self.weight)
+        if self.bias is not None:
+            self.bias[first:] = 0 if bias is None else bias.to(self.bias)
+        return range(first, first + count)
+
+    def remove_classes(self, ids: Tensor | Sequence[int]) -> None:
+        """From now on these have probability 0 and can't be targets. Their numbers stay taken."""
+        gone = torch.as_tensor(ids, dtype=torch.int64, device=self.weight.device).reshape(-1)
+        wrong = (gone < 0) | (gone >= self.n_classes)
+        if wrong.any():
+            raise DataError(
+                f"There is no class {int(gone[wrong][0])} to remove; classes are 0 to "
+                f"{self.n_classes - 1}."
+            )
+        if not len(self.removed):
+            self.removed = torch.zeros(self.n_classes, dtype=torch.uint8, device=gone.device)
+        self.removed[gone] = 1
+
+    def _resize(self, num_classes: int) -> None:
+        """Room for that many classes; what is new is 0."""
+        self.weight.grad = None
+        self.weight.data = grown(self.weight.data, num_classes)
+        if self.bias is not None:
+            self.bias.grad = None
+            self.bias.data = grown(self.bias.data, num_classes)
+        self.optimizer_state = grown(self.optimizer_state, num_classes)
+        if len(self.removed):
+            self.removed = grown(self.removed, num_classes)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Tensors take the number of classes that comes in."""
+        if prefix + "weight" in state_dict:
+            self._resize(len(state_dict[prefix + "weight"]))
+        if prefix + "removed" in state_dict:
+            self.removed = torch.zeros_like(self.removed).new_zeros(
+                len(state_dict[prefix + "removed"])
+            )
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _zeros(*shape: int) -> Tensor:
+    """numpy's memory asks for huge pages: random rows then cost fewer misses of the page table."""
+    return torch.from_numpy(np.zeros(shape, np.float32))
+
+
+def grown(tensor: Tensor, num_rows: int) -> Tensor:
+    """With that many rows: in place if there is room behind it, else with a quarter to spare."""
+    shape = (num_rows, *tensor.shape[1:])
+    width = int(np.prod(tensor.shape[1:]))
+    room_bytes = tensor.untyped_storage().nbytes()
+    if room_bytes < num_rows * width * tensor.element_size():
+        room = tensor.new_zeros((num_rows + num_rows // 4, *tensor.shape[1:]))
+        room[: len(tensor)] = tensor
+        return room[:num_rows]
+    found = torch.as_strided(tensor, shape, tensor.stride())
+    found[len(tensor) :] = 0
+    return found
