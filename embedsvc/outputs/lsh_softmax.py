@@ -1,0 +1,444 @@
+"""LSHSoftmax: a softmax over a million classes whose step looks at a few thousand of them.
+
+    layer = LSHSoftmax(128, 1_000_000, frequencies=counts)
+    output, loss = layer(tower(events), next_item)
+    loss.backward()                             # the classes learn here, the tower's .grad is set
+    scores, items = layer.topk(tower(events), 10)
+
+The idea is that of "Deep Networks With Large Output Spaces" (Vijayanarasimhan et al. 2015, arXiv
+1412.7479): only classes that score high matter to the softmax, and an index finds those. Three
+things are not the paper's: the most frequent classes are always looked at, samples stand for the
+rest so that Z is estimated without bias (active.py), and the index may be a learnt one.
+
+A saved layer (`save`) is one file in the safetensors layout (partitions/tensors.py):
+
+    weight             float32 [C, D]
+    bias               float32 [C], if it has one
+    optimizer_state    float32 [C, 0, 1 or 2]
+    removed            uint8 [C], or [0]: none is
+    frequencies        float64 [C], or [0]: classes come in the order of their frequency
+    num_steps          int64 [1]: draws are a function of the seed and this
+    retriever.<name>   what the retriever keeps, if it was built
+    metadata           format_version, and settings: JSON, the constructor's keyword arguments
+
+Letters: B batch, C classes, D dimension, K answers, T labels of a row.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from embedsvc.outputs import full, kernels
+from embedsvc.outputs.active import Chooser, Correction, estimate
+from embedsvc.outputs.full import FullSoftmax, FusedStep, TopK
+from embedsvc.outputs.retrievers import RETRIEVERS, Retriever
+from embedsvc.outputs.sampling import SAMPLERS, Sampler, key_of
+from embedsvc.outputs.sparse import (
+    Active,
+    Floats,
+    Ids,
+    SparseStep,
+    Workspace,
+    in_threads,
+    slices,
+)
+from partitions import tensors
+from partitions.durable import replacing
+from partitions.errors import ConfigError, DataError
+
+FORMAT_VERSION = 1
+
+
+class LSHSoftmax(FullSoftmax):
+    """A FullSoftmax whose training step looks at targets, head, retrieved classes and samples.
+
+    head: so many of the most frequent classes are looked at in every step, and in every answer.
+    samples: draws a step, of the others, shared by the batch; sampler: "log_uniform", or
+    {"name": "unigram", "alpha": 0.75}. retriever: proposes classes, at most `retrieved` a step, for
+    the batch as a whole, and answers topk; None: no classes are retrieved, and answers are exact.
+    frequencies: [C], at least 0, in any unit, of which head and sampler make an order (of equals,
+    the lower number first; 0 counts as the least positive one); None: classes are numbered in the
+    order of their frequency. correction: "log_q", or "none" for the 2015 behaviour.
+
+    The loss in training is an estimate: log Z_hat for log Z (active.py). In eval mode, and in
+    `log_prob`, it is exact. If all classes are looked at, both are the same.
+    With one seed, the same calls and as many threads, runs are equal bit for bit.
+    fused=False: weight and bias get sparse gradients. On a device other than the CPU, the retriever
+    is a scan of all classes there.
+    The retriever is built from the weights at its first use, or by `rebuild`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        n_classes: int,
+        *,
+        retriever: str | dict[str, Any] | None = "partition",
+        head: int = 1024,
+        retrieved: int = 1024,
+        samples: int = 1024,
+        sampler: str | dict[str, Any] = "log_uniform",
+        frequencies: Tensor | NDArray[Any] | None = None,
+        bias: bool = True,
+        fused: bool = True,
+        optimizer: str | dict[str, Any] = "rowwise_adagrad",
+        lr: float = 0.1,
+        correction: Correction = "log_q",
+        threads: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            in_features,
+            n_classes,
+            bias=bias,
+            fused=fused,
+            optimizer=optimizer,
+            lr=lr,
+            threads=threads,
+            seed=seed,
+        )
+        for name, number in (("head", head), ("retrieved", retrieved), ("samples", samples)):
+            if number < 0:
+                raise ConfigError(f"{name} is {number}; it must be at least 0.")
+        if correction not in ("log_q", "none"):
+            raise ConfigError(f'correction is {correction!r}; it must be "log_q" or "none".')
+        self.head, self.retrieved, self.samples = head, retrieved, samples
+        self.correction: Correction = correction
+        self._settings = {
+            "retriever": retriever,
+            "head": head,
+            "retrieved": retrieved,
+            "samples": samples,
+            "sampler": sampler,
+            "bias": bias,
+            "fused": fused,
+            "optimizer": optimizer,
+            "correction": correction,
+            "seed": seed,
+        }
+        self._sampler: Sampler = SAMPLERS.build(sampler)
+        self._retriever: Retriever | None = None
+        self._is_built = False
+        self._bound_at = 0
+        if retriever is not None:
+            spec = {"name": retriever} if isinstance(retriever, str) else retriever
+            self._retriever = RETRIEVERS.build({"seed": seed, **spec})
+        self._chooser: Chooser | None = None
+        self._touched: list[Ids] = []  # by the optimizer of an unfused layer, perhaps
+        self.register_buffer("num_steps", torch.zeros(1, dtype=torch.int64))
+        self.register_buffer("frequencies", torch.empty(0, dtype=torch.float64))
+        self.num_steps: Tensor
+        self.frequencies: Tensor
+        if frequencies is None and sampler != "log_uniform" and not _is_log_uniform(sampler):
+            raise ConfigError(f"The sampler {sampler} needs frequencies.")
+        if frequencies is not None:
+            self.set_frequencies(frequencies)
+
+    @property
+    def retriever(self) -> Retriever | None:
+        return self._retriever
+
+    def extra_repr(self) -> str:
+        return (
+            f"{super().extra_repr()}, head={self.head}, retrieved={self.retrieved}, "
+            f"samples={self.samples}, correction={self.correction}"
+        )
+
+    # --- training
+
+    def _log_prob_in_training(self, hidden_BD: Tensor, targets_BT: Tensor) -> Tensor:
+        if self.fused:
+            return super()._log_prob_in_training(hidden_BD, targets_BT)
+        active = self._choose(hidden_BD.detach(), targets_BT.cpu().numpy())
+        ids, shift, at = (
+            torch.from_numpy(x).to(hidden_BD.device) for x in (active.ids, active.shift, active.at)
+        )
+        self._touched.append(active.ids)
+        rows = functional.embedding(ids, self.weight, sparse=True)
+        bias = None
+        if self.bias is not None:
+            bias = self.bias.gather(0, ids, sparse_grad=True)
+        return estimate(hidden_BD, rows, bias, shift.to(hidden_BD), at)
+
+    def _begin(self, hidden: Floats, targets: NDArray[np.int64], space: Workspace) -> FusedStep:
+        active = self._choose(torch.from_numpy(hidden), targets)
+        update = self._optimizer.update(self.lr)
+        step = SparseStep.begin(self._table(), update, hidden, active, space, self.threads)
+        return _Touching(step, self)
+
+    def _choose(self, hidden_BD: Tensor, targets: NDArray[np.int64]) -> Active:
+        retrieved = np.empty(0, np.int64)
+        if self._retriever is not None and self.retrieved:
+            if hidden_BD.device.type == "cpu":
+                queries = hidden_BD.float().contiguous().numpy()
+                retrieved = self._ready(self._retriever).shared(queries, self.retrieved)
+            else:
+                retrieved = self._shared_by_scan(hidden_BD)
+        step = int(self.num_steps)
+        self.num_steps += 1
+        return self._ranks().choose(targets, retrieved, key_of(self.seed, step))
+
+    def _shared_by_scan(self, hidden_BD: Tensor) -> Ids:
+        """As many of the best classes of each query as fit in, wherever the weights are."""
+        k = max(1, self.retrieved // len(hidden_BD))
+        found = full.topk(hidden_BD, self.weight.detach(), self.bias, self.removed, k).indices
+        return np.asarray(found.unique().cpu().numpy()[: self.retrieved])
+
+    def _ranks(self) -> Chooser:
+        if self._chooser is None:
+            num = self.n_classes
+            frequencies = np.arange(num, 0, -1.0)
+            order = np.arange(num)
+            if len(self.frequencies):
+                frequencies = self.frequencies.cpu().numpy()
+                order = np.argsort(-frequencies, kind="stable")
+                frequencies = frequencies[order]
+            removed = self.removed.cpu().numpy()
+            self._chooser = Chooser(
+                self._sampler,
+                order,
+                frequencies,
+                removed,
+                self.head,
+                self.samples,
+                self.correction,
+            )
+        return self._chooser
+
+    def set_frequencies(self, frequencies: Tensor | NDArray[Any]) -> None:
+        """Order head and sampler anew; the classes' numbers stay. O(C log C)."""
+        if isinstance(frequencies, np.ndarray):
+            frequencies = torch.from_numpy(frequencies.astype(np.float64))
+        values = frequencies.detach().to("cpu", torch.float64)
+        if values.shape != (self.n_classes,) or not bool((values.isfinite() & (values >= 0)).all()):
+            raise DataError(
+                f"frequencies must be {self.n_classes} finite numbers of at least 0, one a class."
+            )
+        positive = values[values > 0]
+        least = positive.min() if len(positive) else torch.tensor(1.0, dtype=torch.float64)
+        self.frequencies = torch.where(values > 0, values, least).to(self.num_steps.device)
+        self._chooser = None
+
+    # --- retriever
+
+    def _ready(self, retriever: Retriever) -> Retriever:
+        """Built, and with its references where the weights are now."""
+        weight, bias = self._rows()
+        if not self._is_built:
+            retriever.fit(weight, bias)
+            if len(self.removed):
+                retriever.remove(np.flatnonzero(self.removed.numpy()))
+            self._is_built = True
+        elif self._bound_at != weight.ctypes.data:
+            retriever.rebind(weight, bias)
+        self._bound_at = weight.ctypes.data
+        if self._touched:
+            retriever.touch(np.unique(np.concatenate(self._touched)))
+            self._touched = []
+        return retriever
+
+    def _rows(self) -> tuple[Floats, Floats | None]:
+        if self.weight.dtype != torch.float32:
+            raise ConfigError(f"A retriever works in float32, found {self.weight.dtype}.")
+        return self._arrays()
+
+    def rebuild(self) -> None:
+        """Build the retriever from scratch."""
+        self._is_built, self._touched = False, []
+        if self._retriever is not None:
+            self._ready(self._retriever)
+
+    # --- answers
+
+    @torch.no_grad()
+    def topk(
+        self, hidden: Tensor, k: int, exact: bool = False, candidates: int | None = None
+    ) -> TopK:
+        """The k classes with the highest scores: [B, k] or [k]; all, if there are no more.
+
+        Of the head and of the classes retrieved for each row, at most `candidates`, scored exactly
+        (default: 8 k, at least 256); a row for which these are fewer than k is answered by a scan.
+        exact: of all classes. Scores are <w, x> + b; indices are classes.
+        """
+        if exact or self._retriever is None or self.weight.device.type != "cpu":
+            return super().topk(hidden, k)
+        hidden_BD = self._checked(hidden).contiguous()
+        k = min(k, self.num_live)
+        limit = max(256, 8 * k) if candidates is None else candidates
+        queries = hidden_BD.numpy()
+        proposed = self._ready(self._retriever).retrieve(queries, limit)
+        head = self._ranks().head
+        scores, ids = self._score(queries, head, proposed)
+        found = TopK(*_best(scores, ids, k))
+        short = found.values[:, -1] == -torch.inf if k else torch.zeros(len(queries)).bool()
+        if short.any():
+            right = full.topk(hidden_BD[short], self.weight, self.bias, self.removed, k)
+            found.values[short], found.indices[short] = right
+        return TopK(found.values[0], found.indices[0]) if hidden.dim() == 1 else found
+
+    def _score(self, queries: Floats, head: Ids, proposed: Ids) -> tuple[Tensor, Tensor]:
+        """Scores and classes of the head and of each row's proposals; -inf: not one, or twice."""
+        table, num = self._table(), len(queries)
+        skip = self._ranks().in_head
+        scores = np.empty(proposed.shape, np.float32)
+
+        def score(thread: int, first: int, last: int) -> None:
+            kernels.score_candidates(table, first, last, queries, proposed, skip, scores)
+
+        in_threads(score, slices(num, self.threads) if num else [(0, 0)])
+        rows = self.weight[torch.from_numpy(head)]
+        of_head = torch.from_numpy(queries) @ rows.T
+        if self.bias is not None:
+            of_head += self.bias[torch.from_numpy(head)]
+        ids = torch.from_numpy(head)[None].expand(num, -1)
+        return (
+            torch.cat([of_head, torch.from_numpy(scores)], 1),
+            torch.cat([ids, torch.from_numpy(proposed)], 1),
+        )
+
+    # --- classes come and go
+
+    def add_classes(
+        self,
+        weights: int | Tensor,
+        bias: Tensor | None = None,
+        frequencies: Tensor | NDArray[Any] | None = None,
+    ) -> range:
+        """Append classes, as FullSoftmax does; without frequencies they count as the rarest."""
+        added = super().add_classes(weights, bias)
+        if frequencies is not None and not len(self.frequencies):
+            raise ConfigError("The other classes have no frequencies: set_frequencies first.")
+        self._chooser = None
+        if len(self.frequencies):
+            before = self.frequencies.cpu()
+            new = before.min().expand(len(added)) if frequencies is None else frequencies
+            if isinstance(new, np.ndarray):
+                new = torch.from_numpy(new)
+            self.set_frequencies(torch.cat([before, new.to(before)]))
+        if self._is_built and self._retriever is not None and len(added):
+            self._bound_at = 0
+            self._ready(self._retriever).add(np.arange(added.start, added.stop))
+        return added
+
+    def remove_classes(self, ids: Tensor | Sequence[int]) -> None:
+        before = self.removed.cpu().numpy().copy()
+        super().remove_classes(ids)
+        self._chooser = None
+        if self._is_built and self._retriever is not None:
+            now = self.removed.cpu().numpy()
+            new = now > before if len(before) else now > 0
+            self._ready(self._retriever).remove(np.flatnonzero(new))
+
+    # --- state
+
+    def get_extra_state(self) -> dict[str, Tensor]:
+        """What the retriever keeps; empty before its first use."""
+        if self._retriever is None or not self._is_built:
+            return {}
+        state = self._ready(self._retriever).state()
+        return {name: torch.from_numpy(array.copy()) for name, array in state.items()}
+
+    def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
+        self._load_retriever({name: tensor.cpu().numpy() for name, tensor in state.items()})
+
+    def _load_retriever(self, state: dict[str, NDArray[Any]]) -> None:
+        self._chooser, self._touched, self._is_built = None, [], False
+        if state and self._retriever is not None:
+            weight, bias = self._rows()
+            self._retriever.rebind(weight, bias)
+            self._retriever.load_state(state)
+            self._is_built, self._bound_at = True, weight.ctypes.data
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        if prefix + "frequencies" in state_dict:
+            self.frequencies = self.frequencies.new_zeros(len(state_dict[prefix + "frequencies"]))
+        self._chooser = None
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def save(self, path: Path | str) -> None:
+        """Write all that `load` needs to go on as this one would: see the module."""
+        arrays: dict[str, NDArray[Any]] = {
+            name: tensor.detach().cpu().contiguous().numpy()
+            for name, tensor in self.state_dict().items()
+            if isinstance(tensor, Tensor)
+        }
+        for name, tensor in self.get_extra_state().items():
+            arrays[f"retriever.{name}"] = tensor.numpy()
+        settings = self._settings | {"lr": self.lr}
+        with replacing(Path(path)) as file:
+            tensors.write(
+                file,
+                arrays,
+                {"format_version": str(FORMAT_VERSION), "settings": json.dumps(settings)},
+            )
+
+    @classmethod
+    def load(cls, path: Path | str, threads: int | None = None) -> "LSHSoftmax":
+        """What `save` wrote. Raises DataError, which names the file."""
+        found = tensors.read(Path(path))
+        version = found.metadata.get("format_version")
+        if version != str(FORMAT_VERSION) or "settings" not in found.metadata:
+            raise DataError(
+                f"{path} is not a saved softmax of format version {FORMAT_VERSION}, found "
+                f"{version}."
+            )
+        arrays = dict(found.arrays)
+        retriever = {
+            name.removeprefix("retriever."): arrays.pop(name).copy()
+            for name in list(arrays)
+            if name.startswith("retriever.")
+        }
+        frequencies = arrays.get("frequencies")
+        layer = cls(
+            arrays["weight"].shape[1],
+            len(arrays["weight"]),
+            frequencies=frequencies if frequencies is not None and len(frequencies) else None,
+            threads=threads,
+            **json.loads(found.metadata["settings"]),
+        )
+        own = {"weight": layer.weight, "bias": layer.bias} | dict(layer.named_buffers())
+        layer.removed = layer.removed.new_zeros(len(arrays["removed"]))
+        own["removed"] = layer.removed
+        with torch.no_grad():
+            for name, array in arrays.items():
+                tensor = own[name]
+                assert tensor is not None
+                tensor.numpy()[:] = array  # no second copy in memory
+        layer._load_retriever(retriever)
+        return layer
+
+
+class _Touching:
+    """A SparseStep after which the retriever hears which rows have changed."""
+
+    def __init__(self, step: SparseStep, layer: LSHSoftmax) -> None:
+        self._step, self._layer = step, layer
+        self.log_prob = step.log_prob
+
+    def finish(self, weight: Floats, wanted: bool) -> Floats | None:
+        grad = self._step.finish(weight, wanted)
+        layer, ids = self._layer, self._step.active.ids
+        if layer._is_built and layer._retriever is not None:
+            layer._ready(layer._retriever).touch(ids)
+        return grad
+
+
+def _is_log_uniform(sampler: str | dict[str, Any]) -> bool:
+    return isinstance(sampler, dict) and sampler.get("name") == "log_uniform"
+
+
+def _best(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of each row, padded with -inf if there are fewer columns."""
+    if scores.shape[1] < k:
+        lack = k - scores.shape[1]
+        scores = functional.pad(scores, (0, lack), value=-torch.inf)
+        ids = functional.pad(ids, (0, lack), value=-1)
+    values, at = scores.topk(k)
+    return values, ids.gather(1, at)

@@ -1,0 +1,324 @@
+"""The layer over some classes: exact where all are retrieved, and at its edges."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from embedsvc.outputs.full import FullSoftmax
+from embedsvc.outputs.lsh_softmax import LSHSoftmax
+from partitions.errors import ConfigError, DataError
+
+D = 6
+
+
+def layer(n_classes: int = 300, **settings: Any) -> LSHSoftmax:
+    defaults: dict[str, Any] = {"retriever": "exact", "head": 8, "retrieved": 16, "samples": 20}
+    return LSHSoftmax(D, n_classes, **(defaults | settings))
+
+
+def batch(size: int, n_classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(size, D, generator=generator, requires_grad=True)
+    return hidden, torch.randint(n_classes, (size,), generator=generator)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("n_classes", [1, 2, 300])
+def test_all_classes_retrieved_is_the_full_softmax(fused: bool, n_classes: int) -> None:
+    some = layer(n_classes, retrieved=n_classes, fused=fused, optimizer="sgd")
+    every = FullSoftmax(D, n_classes, fused=fused, optimizer="sgd")
+    optimizers = [torch.optim.SGD(x.parameters(), lr=0.1) for x in (some, every) if not fused]
+    for seed in range(3):
+        one, target = batch(9, n_classes, seed)
+        two = one.detach().clone().requires_grad_()
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        found, expected = some(one, target), every(two, target)
+        found.loss.backward()
+        expected.loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        assert found.output.tolist() == pytest.approx(expected.output.tolist(), abs=1e-5)
+        assert one.grad is not None and two.grad is not None
+        assert torch.allclose(one.grad, two.grad, atol=1e-6)
+    assert torch.allclose(some.weight, every.weight, atol=1e-6)
+
+
+def test_fused_and_plain_steps_are_the_same() -> None:
+    fused = layer(optimizer="sgd", threads=2)
+    plain = layer(fused=False)
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for seed in range(4):
+        one, target = batch(9, 300, seed)
+        two = one.detach().clone().requires_grad_()
+        found, expected = fused(one, target), plain(two, target)
+        assert found.output.tolist() == pytest.approx(expected.output.tolist(), abs=1e-5)
+        found.loss.backward()
+        optimizer.zero_grad()
+        expected.loss.backward()
+        assert plain.weight.grad is not None and plain.weight.grad.is_sparse
+        optimizer.step()
+        assert one.grad is not None and two.grad is not None
+        assert torch.allclose(one.grad, two.grad, atol=1e-6)
+    assert torch.allclose(fused.weight, plain.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("correction", ["log_q", "none"])
+def test_training_with_the_correction_finds_the_exact_likelihood(correction: Any) -> None:
+    """Flat classes, few samples: without log-Q the loss is of another softmax."""
+    model = layer(200, retriever=None, head=0, samples=100, correction=correction)
+    hidden, target = batch(256, 200)
+    losses = [model(hidden, target).loss.item() for _ in range(50)]
+    exact = model.eval()(hidden, target).loss.item()
+    if correction == "log_q":
+        assert np.mean(losses) == pytest.approx(exact, abs=0.05)
+    else:
+        assert np.mean(losses) < exact - 0.2
+
+
+def test_rows_outside_the_active_set_stand_still() -> None:
+    model = layer(5000, retriever=None)
+    before = model.weight.clone()
+    model(*batch(9, 5000)).loss.backward()
+    changed = (model.weight != before).any(1)
+    assert 17 <= changed.sum() <= 8 + 9 + 20
+    assert changed[batch(9, 5000)[1]].all()
+
+
+def test_equal_seeds_give_equal_bits(tmp_path: Path) -> None:
+    runs = []
+    for _ in range(2):
+        model = layer(threads=1, frequencies=torch.arange(300))
+        for seed in range(5):
+            hidden, target = batch(9, 300, seed)
+            model(hidden, target).loss.backward()
+        assert hidden.grad is not None
+        runs.append((model.weight.numpy().tobytes(), hidden.grad.numpy().tobytes()))
+    assert runs[0] == runs[1]
+
+
+@pytest.mark.parametrize("way", ["state_dict", "save", "deepcopy"])
+@pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad", "adam_lite"])
+def test_a_loaded_layer_goes_on_bit_for_bit(way: str, optimizer: str, tmp_path: Path) -> None:
+    model = layer(optimizer=optimizer, frequencies=torch.arange(300) % 7, lr=0.3)
+    for seed in range(3):
+        model(*batch(9, 300, seed)).loss.backward()
+    model.add_classes(5)
+    model.remove_classes([298, 301])
+    if way == "save":
+        model.save(tmp_path / "layer")
+        other = LSHSoftmax.load(tmp_path / "layer")
+    elif way == "deepcopy":
+        other = copy.deepcopy(model)
+    else:
+        torch.save(model.state_dict(), tmp_path / "state")
+        other = layer(optimizer=optimizer, lr=0.3, seed=0)
+        other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    for seed in range(3, 6):
+        hidden, target = batch(9, 298, seed)
+        one, two = model(hidden, target), other(hidden, target)
+        assert one.output.tolist() == two.output.tolist()
+        one.loss.backward()
+        two.loss.backward()
+    assert (model.weight == other.weight).all()
+    assert (model.topk(hidden, 5).indices == other.topk(hidden, 5).indices).all()
+
+
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "layer"
+    layer().save(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(DataError, match=str(path)):
+        LSHSoftmax.load(path)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match=str(path)):
+        LSHSoftmax.load(path)
+
+
+def test_multi_labels_equal_a_plain_loop() -> None:
+    model = layer(50, retrieved=50)
+    hidden, _ = batch(4, 50)
+    lists = [[3, 9], [7], [], [5, 5, 6]]
+    log_prob = model.log_prob(hidden)
+    expected = [
+        sum(log_prob[b, c].item() for c in labels) / max(len(labels), 1)
+        for b, labels in enumerate(lists)
+    ]
+    padded = torch.tensor([[3, 9, -1], [-1, 7, -1], [-1, -1, -1], [5, 5, 6]])
+    for target in (padded, [torch.tensor(x, dtype=torch.int64) for x in lists]):
+        for training in (True, False):
+            with torch.no_grad():
+                found = model.train(training)(hidden, target)
+            assert found.output.tolist() == pytest.approx(expected, abs=1e-5)
+            assert found.loss.item() == pytest.approx(-sum(expected) / 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+def test_nothing_to_learn_costs_nothing(fused: bool, training: bool) -> None:
+    model = layer(fused=fused, head=0, samples=0).train(training)
+    before = model.weight.detach().clone()
+    for hidden, target in [
+        (torch.empty(0, D, requires_grad=True), torch.empty(0, dtype=torch.int64)),
+        (torch.ones(2, D, requires_grad=True), torch.full((2, 3), -1)),
+        (torch.ones(2, D, requires_grad=True), [torch.empty(0, dtype=torch.int64)] * 2),
+    ]:
+        output, loss = model(hidden, target)
+        assert output.tolist() == [0] * len(hidden) and loss.item() == 0
+        loss.backward()
+        assert hidden.grad is not None and (hidden.grad == 0).all()
+    assert (model.weight == before).all()
+    assert model.log_prob(torch.empty(0, D)).shape == (0, 300)
+    assert model.topk(torch.empty(0, D), 4).indices.shape == (0, 4)
+
+
+def test_one_row_may_come_without_a_batch() -> None:
+    model = layer(retrieved=300)
+    hidden, target = batch(1, 300)
+    alone, together = model(hidden[0], target[0]), model(hidden, target)
+    assert alone.output.dim() == 0
+    assert alone.output.item() == together.output.item()
+    assert model.topk(hidden[0], 3).indices.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("hidden", "target", "sentence"),
+    [
+        (torch.full((2, D), torch.nan), torch.zeros(2).long(), "not finite, first in row 0"),
+        (torch.full((2, D), torch.inf), torch.zeros(2).long(), "not finite, first in row 0"),
+        (torch.ones(2, D), torch.tensor([0, 300]), "of row 1 is 300; classes are 0 to 299"),
+        (torch.ones(2, D), torch.tensor([-1, 0]), "of row 0 is -1; classes are 0 to 299"),
+        (torch.ones(2, D), torch.tensor([[0, -2], [1, 1]]), "row 0 is -2; .* -1 fills a row"),
+        (torch.ones(2, D), torch.tensor([299, 5]), "row 1 is class 5, which was removed"),
+        (torch.ones(2, D), torch.zeros(3).long(), r"has 2 rows, .* the shape \[3\]"),
+        (torch.ones(2, D), torch.zeros(2), "classes' numbers, found torch.float32"),
+        (torch.ones(2, D + 1), torch.zeros(2).long(), r"\[batch, 6\], found \[2, 7\]"),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mistake_is_one_sentence_and_changes_nothing(
+    hidden: torch.Tensor, target: torch.Tensor, sentence: str, training: bool
+) -> None:
+    model = layer().train(training)
+    model.remove_classes([5])
+    before = model.weight.clone()
+    with pytest.raises(DataError, match=sentence):
+        model(hidden, target)
+    assert (model.weight == before).all()
+
+
+def test_scores_that_overflow_are_one_sentence() -> None:
+    model = layer()
+    model.weight.fill_(1e38)
+    with pytest.raises(DataError, match="The scores of row 0 overflow"):
+        model(torch.ones(2, D), torch.tensor([0, 1]))
+    model = layer()
+    before = model.weight.clone()
+    with pytest.raises(DataError, match="gradient of row 0's output is not finite"):
+        (model(torch.ones(2, D), torch.tensor([0, 1])).loss * torch.inf).backward()
+    assert (model.weight == before).all()
+
+
+def test_wrong_settings_are_one_sentence() -> None:
+    for settings, sentence in [
+        ({"head": -1}, "head is -1"),
+        ({"correction": "logq"}, "correction is 'logq'"),
+        ({"sampler": "unigram"}, "unigram needs frequencies"),
+        ({"retriever": "exacct"}, "Did you mean exact"),
+        ({"optimizer": "adam"}, "no row optimizer named adam. Did you mean"),
+    ]:
+        with pytest.raises(ConfigError, match=sentence):
+            layer(**settings)
+    with pytest.raises(DataError, match="frequencies must be 300 finite numbers"):
+        layer(frequencies=torch.ones(299))
+
+
+def test_frequencies_order_the_head() -> None:
+    model = layer(frequencies=torch.tensor([0.0, 5, 1, 9, 5]), n_classes=5, head=3)
+    assert model._ranks().head.tolist() == [3, 1, 4]
+    model.set_frequencies(np.arange(5))
+    assert model._ranks().head.tolist() == [4, 3, 2]
+
+
+def test_topk_of_head_and_retrieved_is_exact_when_the_retriever_is() -> None:
+    model = layer()
+    model.remove_classes([3, 250])
+    hidden, _ = batch(9, 300)
+    scores = (hidden @ model.weight.T).detach()
+    scores[:, [3, 250]] = -torch.inf
+    for k in (1, 7, 400):
+        expected = scores.topk(min(k, 298))
+        for found in (model.topk(hidden, k), model.topk(hidden, k, exact=True)):
+            assert torch.allclose(found.values, expected.values, atol=1e-6)
+            assert (found.indices == expected.indices).all()
+    few = model.topk(hidden, 30, candidates=2)  # fewer than k: answered by a scan
+    assert (few.indices == scores.topk(30).indices).all()
+    assert (model.predict(hidden) == scores.argmax(1)).all()
+    assert (model.log_prob(hidden)[:, [3, 250]] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_added_classes_are_learnt_and_found(fused: bool) -> None:
+    model = layer(20, fused=fused, lr=0.5)
+    hidden, target = batch(9, 20)
+    model(hidden, target).loss.backward()
+    model.topk(hidden, 1)
+    new = torch.eye(D)[:2] * 30
+    assert model.add_classes(new) == range(20, 22)
+    assert model.add_classes(3) == range(22, 25)
+    assert model.predict(torch.eye(D)[1]).item() == 21
+    old = model.weight[:20].detach().clone()
+    model(hidden, torch.full((9,), 24)).loss.backward()
+    assert model.optimizer_state.shape[0] == model.n_classes == model.num_live == 25
+    model.remove_classes(torch.tensor([21]))
+    assert model.predict(torch.eye(D)[1]).item() != 21
+    assert model.num_live == 24
+    if fused:
+        assert (model.weight[24] != 0).any() and (model.weight[:20] != old).any()
+    assert functional.softmax(model.log_prob(hidden), 1).shape == (9, 25)
+    with pytest.raises(DataError, match="no class 25 to remove; classes are 0 to 24"):
+        model.remove_classes([25])
+    with pytest.raises(DataError, match=r"rows \[n, 6\], found \[2, 3\]"):
+        model.add_classes(torch.ones(2, 3))
+
+
+def test_one_class_is_certain() -> None:
+    model = layer(1)
+    output, loss = model(torch.ones(3, D, requires_grad=True), torch.zeros(3).long())
+    assert output.tolist() == [0, 0, 0] and loss.item() == 0
+    assert model.predict(torch.ones(3, D)).tolist() == [0, 0, 0]
+
+
+def test_two_forward_passes_before_their_backward_passes() -> None:
+    """Each uses the rows that it has seen; both updates count."""
+    model, twin = layer(optimizer="sgd"), layer(optimizer="sgd", fused=False)
+    first, second = batch(5, 300, 1), batch(5, 300, 2)
+    one, two = model(*first).loss, model(*second).loss
+    one.backward()
+    two.backward()
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.1)
+    (twin(*first).loss + twin(*second).loss).backward()
+    optimizer.step()
+    assert torch.allclose(model.weight, twin.weight, atol=1e-6)
+
+
+@pytest.mark.gpu
+def test_an_unfused_layer_learns_on_a_gpu() -> None:
+    torch.manual_seed(0)
+    model = layer(500, fused=False).cuda()
+    optimizer = torch.optim.SparseAdam(list(model.parameters()), lr=0.05)
+    hidden = torch.randn(500, D).cuda()
+    target = torch.arange(500).cuda()
+    for _ in range(200):
+        optimizer.zero_grad()
+        model(hidden, target).loss.backward()
+        optimizer.step()
+    assert (model.predict(hidden) == target).float().mean() > 0.9
+    model.remove_classes([7])
+    model.add_classes(2)
+    assert model.log_prob(hidden).shape == (500, 502)
