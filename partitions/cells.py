@@ -112,6 +112,27 @@ def _decoded(column: pa.Array) -> pa.Array:
     return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
 
 
+def as_judged(column: pa.Array, file: object, name: Column, part: str) -> pa.Array:
+    """The column as the data gate takes it, which finds single cells itself: text as text, not as
+    bytes, and numbers and times of types that it knows. part: what of an edge it holds."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    odd = pa.types.is_nested(kind) or _is_binary(kind)
+    if part in ("lhs", "rel", "rhs"):
+        return as_strings(column, file, name) if odd else column
+    if odd or pa.types.is_time(kind) or pa.types.is_duration(kind):
+        expected = "times" if part == "timestamp" else "numbers or text"
+        raise _mistyped(column, file, name, expected, "Cast the column, or leave it out")
+    return column
+
+
+def _is_binary(kind: Any) -> bool:
+    return bool(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or pa.types.is_fixed_size_binary(kind)
+    )
+
+
 def _mistyped(
     column: pa.Array, file: object, name: Column, expected: str, remedy: str
 ) -> DataError:

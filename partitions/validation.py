@@ -198,6 +198,11 @@ class Gate:
     def _first(self) -> Report:
         if self.fatal:
             return self._report(tuple(self.fatal), None)
+        if self._is_graph() and not self.statistics.relations:
+            raise DataError(
+                "No row of the batch has both keys and a relation: there is nothing to infer "
+                f"{self._path(SCHEMA)} from. Mend the inputs, or their columns."
+            )
         found, self._seen = infer(self.statistics, self._ends(), self.reading)
         notes = tuple(doubts(self.statistics, found, self.reading))
         return self._report((), found, first_use=True, notes=notes)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from partitions import readers, sources
+from partitions.cells import as_judged
 from partitions.columnar import STREAM_END
 from partitions.config import Column, GraphConfig, SourceConfig
 from partitions.errors import DataError
@@ -74,11 +75,8 @@ def _located(file: InputFile, given: Input, reading: Reading) -> Iterator[Locate
         nonlocal skipped
         skipped += count
 
-    if readers.knows_types(file, given.source):
-        batches = readers.read_cells(file, given.source, given.columns)
-    else:
-        batches = _rows(file, given, skip)
-    for batch in batches:
+    typed = readers.knows_types(file, given.source)
+    for batch in _columns(file, given) if typed else _rows(file, given, skip):
         if len(batch):
             yield Located(file.name, first_row, batch, given.relation)
         first_row += len(batch)
@@ -86,6 +84,15 @@ def _located(file: InputFile, given: Input, reading: Reading) -> Iterator[Locate
         reading.malformed += skipped
         reading.malformed_cell = reading.malformed_cell or _first_malformed(file, given)
     note_file(file, given.source, reading)
+
+
+def _columns(file: InputFile, given: Input) -> Iterator[pa.RecordBatch]:
+    """Of a file that knows its types."""
+    for batch in readers.read_cells(file, given.source, given.columns):
+        columns = zip(batch.schema.names, batch.columns, strict=True)
+        yield pa.record_batch(
+            {part: as_judged(column, file, given.columns[part], part) for part, column in columns}
+        )
 
 
 def note_file(file: InputFile, source: SourceConfig, reading: Reading) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from partitions import validation
 from partitions.config import SourceConfig
+from partitions.errors import DataError
 from partitions.gate.anomalies import Anomaly, Report
 from partitions.gate.data_files import Input
 from partitions.validation import Gate
@@ -75,3 +76,37 @@ def test_columns_that_a_table_lacks_or_has_twice_are_named_as_the_import_names_t
     pq.write_table(pa.table([["a"], ["b"]], names=["key", "key"]), path)
     (found,) = anomalies_of(path)
     assert found.name == "unreadable_file" and "has 2 columns key. Rename all but one" in found.what
+
+
+EDGE = {"lhs": ["a", "b"], "rhs": ["x", "y"], "weight": [1.0, 2.0], "timestamp": [1, 2]}
+
+
+@pytest.mark.parametrize("part", EDGE)
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([b"\xff\xfe", b"b"]),
+        pa.array([b"\xff\xfe", b"bc"], pa.binary(2)),
+        pa.array([b"\xff\xfe", b"b"]).dictionary_encode(),
+        pa.array([["a"], ["b"]]),
+        pa.array([{"a": 1}] * 2),
+    ],
+    ids=lambda column: str(column.type).split("<")[0],
+)
+def test_a_column_that_no_part_of_an_edge_can_be_is_one_sentence(
+    tmp_path: Path, part: str, column: pa.Array
+) -> None:
+    pq.write_table(pa.table({**EDGE, part: column}), tmp_path / "e.parquet")
+    given = Input(tmp_path, SourceConfig(path="e.parquet"), dict(zip(EDGE, EDGE, strict=True)), "r")
+    report = validation.stream(Gate(None, None, {"r": ("user", "user")}, 1_700_000_000), [given])
+    (found,) = report.anomalies
+    assert (found.name, report.exit_code) == ("unreadable_file", 2)
+    assert found.what.startswith(f"{tmp_path}/e.parquet: column {part} ")
+
+
+def test_a_first_batch_without_one_whole_edge_gives_no_schema(tmp_path: Path) -> None:
+    pq.write_table(pa.table({**EDGE, "lhs": pa.nulls(2), "rel": ["r"] * 2}), tmp_path / "e.parquet")
+    columns = {name: name for name in ("lhs", "rel", "rhs")}
+    given = Input(tmp_path, SourceConfig(path="e.parquet"), dict(columns))
+    with pytest.raises(DataError, match=r"^No row of the batch has both keys and a relation"):
+        validation.stream(Gate(None, None, {"*": ("user", "user")}, 1_700_000_000), [given])
