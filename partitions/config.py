@@ -321,7 +321,18 @@ class GraphConfig(Table):
             if not {name, "*"} & set(self.relations):
                 hint = did_you_mean(name, list(self.relations))
                 raise ValueError(f"holdout.relations names {name}, which is not a relation. {hint}")
+        if self.own_buckets is None:  # whose folders say what types there are
+            self._check_named()
         return self
+
+    def _check_named(self) -> None:
+        """A type of no relation has no edges: its name is a misspelt one, or it is not needed."""
+        named = {side for r in self.relations.values() for side in (r.lhs, r.rhs)}
+        made_of = {e.features.type for e in self.entities.values() if e.features is not None}
+        for name in self.entities:
+            if name not in named | made_of:
+                hint = did_you_mean(name, sorted(named))
+                raise ValueError(f"entities.{name} is a type that no relation names. {hint}")
 
     def _check_features(self) -> None:
         for name, entity in self.entities.items():

@@ -247,6 +247,10 @@ def test_a_wrong_value_names_its_place(tmp_path: Path, override: str, sentence: 
             'graph.entities={"a/b"={}}',
             "entities.a/b: a type's name is made of letters, digits, - and _.",
         ),
+        (
+            "graph.entities.usr.expected=1000",
+            "entities.usr is a type that no relation names. Did you mean user?",
+        ),
     ],
 )
 def test_parts_that_contradict_each_other_are_named(
