@@ -9,7 +9,8 @@ differentiated by autograd: any faster step must give the same loss and gradient
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from embedsvc.graph.losses import (
 from embedsvc.graph.operators import OPERATORS, Operator
 from partitions.errors import ConfigError, did_you_mean
 from partitions.graph import Graph
+
+CPU = torch.device("cpu")
 
 
 @dataclass
@@ -155,6 +158,33 @@ class GraphModel:
 
 
 @dataclass(frozen=True)
+class BatchTensors:
+    """A batch's arrays on one device; on the CPU they are shared."""
+
+    lhs_KC: Tensor
+    rel_KC: Tensor
+    rhs_KC: Tensor
+    real_KC: Tensor
+    weight_KC: Tensor
+    neg_lhs_KU: Tensor
+    neg_rhs_KU: Tensor
+    log_q_lhs: Tensor | None
+    log_q_rhs: Tensor | None
+
+    @staticmethod
+    def of(batch: Batch, device: torch.device = CPU) -> "BatchTensors":
+        def onto(array: NDArray[Any] | None) -> Any:
+            if array is None:
+                return None
+            tensor = torch.from_numpy(array)
+            # Elsewhere from pinned memory, so that the host does not wait for it.
+            return tensor if device == CPU else tensor.pin_memory().to(device, non_blocking=True)
+
+        names = [field.name for field in fields(BatchTensors)]
+        return BatchTensors(**{name: onto(getattr(batch, name)) for name in names})
+
+
+@dataclass(frozen=True)
 class BatchVectors:
     """The vectors a batch works on, gathered from the tables; leaves of the autograd graph."""
 
@@ -167,18 +197,28 @@ class BatchVectors:
     reverse_KCP: Tensor | None  # the same for the other direction, with reciprocal parameters
 
 
-def batch_loss(model: GraphModel, batch: Batch, vectors: BatchVectors, in_batch: bool) -> Tensor:
-    """The summed, weighted loss of a batch over both sides; a scalar."""
+def batch_loss(
+    model: GraphModel,
+    batch: Batch,
+    vectors: BatchVectors,
+    in_batch: bool,
+    arrays: BatchTensors | None = None,
+) -> Tensor:
+    """The summed, weighted loss of a batch over both sides; a scalar.
+
+    arrays: the batch's own, where they are on the vectors' device already.
+    """
+    a = arrays or BatchTensors.of(batch, vectors.lhs_KCD.device)
     operator = model.operators[batch.group.operator]
     compare = model.comparator
     v = _dropped(model, batch, vectors) if model.drops else vectors
     query_KCD = operator(v.lhs_KCD, v.forward_KCP)
     pos_KC = compare.pairs(query_KCD, v.rhs_KCD)
-    neg_rhs = _negatives(batch.rhs_KC, batch.neg_rhs_KU, batch.real_KC, in_batch, batch.log_q_rhs)
+    neg_rhs = _negatives(a.rhs_KC, a.neg_rhs_KU, a.real_KC, in_batch, a.log_q_rhs)
     cand_rhs = torch.cat([v.rhs_KCD, v.neg_rhs_KUD], dim=1) if in_batch else v.neg_rhs_KUD
     rhs_loss_KC = model.loss(pos_KC, compare.blocks(query_KCD, cand_rhs) + neg_rhs)
 
-    neg_lhs = _negatives(batch.lhs_KC, batch.neg_lhs_KU, batch.real_KC, in_batch, batch.log_q_lhs)
+    neg_lhs = _negatives(a.lhs_KC, a.neg_lhs_KU, a.real_KC, in_batch, a.log_q_lhs)
     cand_lhs = torch.cat([v.lhs_KCD, v.neg_lhs_KUD], dim=1) if in_batch else v.neg_lhs_KUD
     if v.reverse_KCP is not None:
         back_KCD = operator(v.rhs_KCD, v.reverse_KCP)
@@ -196,38 +236,34 @@ def batch_loss(model: GraphModel, batch: Batch, vectors: BatchVectors, in_batch:
         for params in (whole.forward_KCP, whole.reverse_KCP):
             if params is not None and params.shape[-1] and not operator.angles:
                 loss_KC = loss_KC + model.regularizer(params)
-    weight_KC = torch.from_numpy(batch.weight_KC).to(loss_KC.dtype)
-    return (loss_KC * weight_KC).sum()
+    return (loss_KC * a.weight_KC.to(loss_KC.dtype)).sum()
 
 
 def _negatives(
-    true_KC: NDArray[np.int64],
-    drawn_KU: NDArray[np.int64],
-    real_KC: NDArray[np.bool_],
-    in_batch: bool,
-    log_q: NDArray[np.float32] | None = None,
+    true_KC: Tensor, drawn_KU: Tensor, real_KC: Tensor, in_batch: bool, log_q: Tensor | None
 ) -> Tensor:
     """[K, C, C + U] to add to scores: -inf masks an edge's own entity and padding; elsewhere 0, or
     what corrects for the sampling."""
-    candidates = np.concatenate([true_KC, drawn_KU], axis=1) if in_batch else drawn_KU
+    candidates = torch.cat([true_KC, drawn_KU], dim=1) if in_batch else drawn_KU
     masked = true_KC[:, :, None] == candidates[:, None, :]
     if in_batch:
         masked[:, :, : true_KC.shape[1]] |= ~real_KC[:, None, :]
-    added = torch.zeros(masked.shape)
+    added = torch.zeros(masked.shape, device=masked.device)
     if log_q is not None:
-        added -= torch.from_numpy(log_q)[:, None]
-    return added.masked_fill_(torch.from_numpy(masked), -torch.inf)
+        added -= log_q[:, None]
+    return added.masked_fill_(masked, -torch.inf)
 
 
 def _dropped(model: GraphModel, batch: Batch, v: BatchVectors) -> BatchVectors:
     """The vectors of a batch without a random share of their numbers (Srivastava et al. 2014); the
     others are scaled up, so that sums keep their mean. Of angles, which add up to no sum, the
     dropped ones turn nothing and the others stay."""
-    generator = torch.Generator().manual_seed(batch.seed)
+    device = v.lhs_KCD.device
+    generator = torch.Generator(device).manual_seed(batch.seed)
     scaled = not model.operators[batch.group.operator].angles
 
     def drop(x: Tensor, share: float, scaled: bool = True) -> Tensor:
-        kept = torch.rand(x.shape, generator=generator) >= share
+        kept = torch.rand(x.shape, generator=generator, device=device) >= share
         return x * (kept.to(x.dtype) / (1 - share if scaled else 1))
 
     def drop_parameters(params: Tensor) -> Tensor:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numba
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from partitions import precision
 from partitions.hashing import GOLDEN, mix
@@ -71,3 +73,41 @@ def stochastic(
     with np.errstate(invalid="ignore", divide="ignore"):  # where it can be kept exactly
         share = (values - low) / (above.astype(np.float32) - low)
     return np.where((bits >> 8) * np.float32(2**-24) < share, above, below)
+
+
+# --- the same on any device -----------------------------------------------------------------------
+
+
+def stochastic_bfloat16(values: Tensor, key: int, rows: Tensor) -> Tensor:
+    """float32 [n, D], of distinct `rows`, rounded to bfloat16: the same bits as `stochastic`.
+
+    torch has no arithmetic of unsigned numbers: int64 does, cut to 32 bits after each product.
+    """
+    low = 0xFFFFFFFF
+    old = values.view(torch.int32).long() & low
+    finite = old & int(_INFINITE) != int(_INFINITE)
+    steps = torch.arange(values.shape[1], device=values.device) * 0x9E3779B9
+    x = (_mix(rows * _signed(GOLDEN) + _signed(key)).unsqueeze(-1) + steps) & low
+    x ^= x >> 16
+    x = x * 0x7FEB352D & low
+    x ^= x >> 15
+    x = x * 0x846CA68B & low
+    x ^= x >> 16
+    carried = (old + (x >> 16) * finite) >> 16
+    return carried.to(torch.int16).view(torch.bfloat16)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """partitions.hashing.mix over the bits of int64, whose products wrap as those of uint64."""
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """To the right, zeros from the left."""
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 64) if x >> 63 else x

@@ -113,35 +113,50 @@ class ExactBatches:
         step = ExactStep(self.model, self.lr, self.relation_lr, in_batch, self.optimizer, self.bags)
         num_rows = {slot: len(table.state) for slot, table in tables.items()}
         num_rows |= {slot: len(found.bags) for slot, found in self.bags.items()}
-        batcher = self._batcher(groups, num_rows)
-        [key] = np.random.SeedSequence(seeds, spawn_key=(1,)).generate_state(1, np.uint64)
+        batcher = batcher_of(
+            self.model, self.negatives, self.batch_size, self.chunk_size, groups, num_rows
+        )
+        key = rounding_key(seeds)
         for number, batch in enumerate(batcher.batches(edges, np.random.default_rng(seeds))):
             factor = rate(batch.num_edges)
             step.lr, step.relation_lr = factor * self.lr, factor * self.relation_lr
             yield batch.num_edges, step(tables, batch, key, number)
 
-    def _batcher(self, groups: Sequence[Group], num_rows: dict[Slot, int]) -> Batcher:
-        model, negatives = self.model, self.negatives
-        by_relation = model.chunks_by_relation
-        # Where all are candidates there is nothing to share by chunks.
-        whole = negatives.all and not by_relation
-        return Batcher(
-            groups,
-            num_rows,
-            self.batch_size,
-            self.batch_size if whole else self.chunk_size,
-            negatives.uniform,
-            chunk_by_relation=by_relation,
-            sampling=Sampling(
-                degree=negatives.degree,
-                alpha=negatives.alpha,
-                every=negatives.all,
-                in_batch=negatives.in_batch,
-                log_q=model.corrects_sampling,
-            ),
-            relation_weights=model.relation_weights,
-            seeded=model.drops,
-        )
+
+def batcher_of(
+    model: GraphModel,
+    negatives: NegativesConfig,
+    batch_size: int,
+    chunk_size: int,
+    groups: Sequence[Group],
+    num_rows: dict[Slot, int],
+) -> Batcher:
+    by_relation = model.chunks_by_relation
+    # Where all are candidates there is nothing to share by chunks.
+    whole = negatives.all and not by_relation
+    return Batcher(
+        groups,
+        num_rows,
+        batch_size,
+        batch_size if whole else chunk_size,
+        negatives.uniform,
+        chunk_by_relation=by_relation,
+        sampling=Sampling(
+            degree=negatives.degree,
+            alpha=negatives.alpha,
+            every=negatives.all,
+            in_batch=negatives.in_batch,
+            log_q=model.corrects_sampling,
+        ),
+        relation_weights=model.relation_weights,
+        seeded=model.drops,
+    )
+
+
+def rounding_key(seeds: Sequence[int]) -> int:
+    """Of a bucket."""
+    [key] = np.random.SeedSequence(seeds, spawn_key=(1,)).generate_state(1, np.uint64)
+    return int(key)
 
 
 class _Rows:
