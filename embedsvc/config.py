@@ -119,6 +119,9 @@ class EarlyStoppingConfig(Table):
     """Judge by a seeded sample of the split's edges; unset: by all."""
 
 
+GPU_BATCH_SIZE = 10_000  # edges: less than that is done before the host has asked for more
+
+
 class TrainConfig(Table):
     """`[train]`: how it is learnt."""
 
@@ -139,10 +142,16 @@ class TrainConfig(Table):
     """Epochs over which the step sizes first grow from 0; fractions are allowed."""
     early_stopping: EarlyStoppingConfig | None = None
     """Stop when the validation split is ranked no better for some epochs, and keep the best."""
-    step: Literal["auto", "fast", "exact"] = "auto"
-    """fast (compiled kernels) or exact (autograd); auto: fast where it covers the model."""
+    step: Literal["auto", "fast", "exact", "device"] = "auto"
+    """fast (compiled kernels) or exact (autograd); auto: fast where it covers the model, and on a
+    GPU device. device on the CPU is what a GPU would do, for tests."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """cuda: tables in memory lie on a GPU, and it trains them."""
+    tf32: bool = False
+    """Let a GPU multiply matrices in TF32, with 10 binary digits: faster, not as exact."""
     batch_size: Annotated[int, Field(ge=1)] = 1000
-    """Edges per update of the exact step; the fast one updates after each chunk."""
+    """Edges per update; of the exact step, and of a GPU, where the default is 10,000. The fast
+    step updates after each chunk."""
     chunk_size: Annotated[int, Field(ge=1)] = 50
     """Edges that share their negatives."""
     negatives: NegativesConfig = NegativesConfig()
@@ -165,6 +174,13 @@ class TrainConfig(Table):
     """Threads that train side by side; 1: the same bits at every run; unset: all cores."""
     memory_mb: Annotated[int, Field(ge=1)] | None = None
     """Most memory that training may plan for; unset: what the machine has free."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _large_batches_on_a_gpu(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("device") == "cuda":
+            return {"batch_size": GPU_BATCH_SIZE} | value
+        return value
 
     @field_validator("order")
     @classmethod

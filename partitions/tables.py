@@ -74,6 +74,18 @@ class Table:
         return self.vectors.nbytes + self.state.nbytes + self.shared.nbytes
 
     @property
+    def dim(self) -> int:
+        return int(self.vectors.shape[1])
+
+    def largest_state(self) -> float:
+        """NaN where there is one, 0 of nothing; so the next."""
+        return float(self.state.max(initial=0))
+
+    def largest_number(self) -> float:
+        """Of the vectors, absolute."""
+        return precision.largest(self.vectors)
+
+    @property
     def touched(self) -> NDArray[np.bool_]:
         """Of each row, whether training has touched it; NaN too: what diverged must not be made
         anew in silence."""

@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any, Protocol
 
 from partitions import tables
 from partitions.checkpoint import Checkpoint
@@ -27,6 +28,27 @@ from partitions.schema import Slot
 from partitions.tables import Form, Fresh, Table
 
 _PLAIN = Form()
+
+
+class Placement(Protocol):
+    """Where the tables are that the buffer holds. Its thread calls both."""
+
+    def place(self, table: Table) -> Any:
+        """What is held, and trained, of a table just read."""
+
+    def fetch(self, held: Any) -> Table:
+        """The table again, to be written."""
+
+
+class InMemory:
+    def place(self, table: Table) -> Table:
+        return table
+
+    def fetch(self, held: Table) -> Table:
+        return held
+
+
+IN_MEMORY = InMemory()
 
 
 class Buffer:
@@ -41,16 +63,17 @@ class Buffer:
         prefetch: int = 0,
         coming: Callable[[], Iterable[Collection[Slot]]] = tuple,
         form: Form = _PLAIN,
+        placement: Placement = IN_MEMORY,
     ) -> None:
         """stored: the newest file of each table that has one. pinned: tables that never leave.
         prefetch: tables loaded ahead beyond `capacity`. coming: the tables of the buckets after
         the one that is held, as far as they are known; a hint. form: of tables without a file."""
         self._checkpoint, self._num_rows, self._fresh = checkpoint, num_rows, fresh
-        self._form = form
+        self._form, self._placement = form, placement
         self._stored = dict(stored)  # changed by the thread alone, which reads it at its turn
         self._pinned, self._capacity, self._prefetch = pinned, capacity, prefetch
-        self._held: OrderedDict[Slot, Table] = OrderedDict()
-        self._arriving: dict[Slot, Future[Table]] = {}
+        self._held: OrderedDict[Slot, Any] = OrderedDict()
+        self._arriving: dict[Slot, Future[Any]] = {}
         self._dirty: dict[Slot, int] = {}  # slot -> token of the last lease that touched it
         self._coming, self._plan, self._planned = coming, Lookahead(), 0
         self._thread = ThreadPoolExecutor(1, "tables")
@@ -65,7 +88,7 @@ class Buffer:
         return self._checkpoint.table_traffic.io_bytes
 
     @contextmanager
-    def hold(self, slots: Sequence[Slot], token: int) -> Iterator[dict[Slot, Table]]:
+    def hold(self, slots: Sequence[Slot], token: int) -> Iterator[dict[Slot, Any]]:
         """The tables of a bucket, loaded where missing, and marked as changed under `token`.
 
         Raises what went wrong with a table file, whichever table it was and whenever.
@@ -117,7 +140,7 @@ class Buffer:
             self._planned = len(self._plan)
         self._plan.at += 1
 
-    def _take(self, slot: Slot, needed: Sequence[Slot]) -> Table:
+    def _take(self, slot: Slot, needed: Sequence[Slot]) -> Any:
         """A table that is not held, with room made for it."""
         if slot in self._pinned:
             return self._load(slot).result()
@@ -167,31 +190,35 @@ class Buffer:
         if slot in self._dirty:
             self._write(slot, table)
 
-    def _load(self, slot: Slot) -> Future[Table]:
+    def _load(self, slot: Slot) -> Future[Any]:
         return self._thread.submit(self._read_now, slot)
 
-    def _write(self, slot: Slot, table: Table) -> Future[None]:
+    def _write(self, slot: Slot, table: Any) -> Future[None]:
         return self._thread.submit(self._write_now, slot, self._dirty.pop(slot), table)
 
     # --- in the thread ---------------------------------------------------------------------------
 
-    def _read_now(self, slot: Slot) -> Table:
+    def _read_now(self, slot: Slot) -> Any:
         self._raise_failure()
         try:
             if slot not in self._stored:
-                return tables.fresh(self._num_rows[slot], self._fresh(slot), self._form)
+                made = tables.fresh(self._num_rows[slot], self._fresh(slot), self._form)
+                return self._placement.place(made)
             entry = self._stored[slot]
-            table = self._checkpoint.read_table(entry, self._fresh(slot), self._num_rows[slot])
+            read = self._checkpoint.read_table(entry, self._fresh(slot), self._num_rows[slot])
+            held = self._placement.place(read)
         except BaseException as error:
             self._failure = error
             raise
         self.num_reads += 1
-        return table
+        return held
 
-    def _write_now(self, slot: Slot, token: int, table: Table) -> None:
+    def _write_now(self, slot: Slot, token: int, held: Any) -> None:
         self._raise_failure()
         try:
-            self._stored[slot] = self._checkpoint.write_table(slot, token, table)
+            self._stored[slot] = self._checkpoint.write_table(
+                slot, token, self._placement.fetch(held)
+            )
         except BaseException as error:
             self._failure = error
             raise

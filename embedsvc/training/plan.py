@@ -5,6 +5,7 @@ from functools import partial
 
 from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph.bags import bags_bytes, bags_of, featurised
+from embedsvc.graph.device import is_used
 from embedsvc.graph.fast import RUN_EDGES, num_cores, uncovered
 from embedsvc.graph.operators import OPERATORS
 from embedsvc.graph.optimizers import form_of
@@ -28,10 +29,11 @@ class MemoryPlan:
     batch: int
     process: int = _PROCESS_BYTES
     evaluation: int = 0  # at the end of an epoch, where early stopping asks for it
+    device: int = 0  # of a GPU's own memory, which is not in the total
 
     @property
     def total(self) -> int:
-        return sum(vars(self).values())
+        return sum(vars(self).values()) - self.device
 
     def __str__(self) -> str:
         mb = {name: value / 1e6 for name, value in vars(self).items()}
@@ -41,6 +43,7 @@ class MemoryPlan:
             f"batch {mb['batch']:,.0f}, "
             + (f"evaluation {mb['evaluation']:,.0f}, " if self.evaluation else "")
             + f"process {mb['process']:,.0f})"
+            + (f", and {mb['device']:,.0f} MB on the device" if self.device else "")
         )
 
 
@@ -58,8 +61,10 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         (table_bytes(slot) for slot in graph.tables() if slot.entity_type not in single),
         reverse=True,
     )
+    tables = pinned + sum(others[: train.buffer])
+    ahead = sum(others[train.buffer :][: train.prefetch])
     bucket = max((graph.num_edges("train", b) for b in graph.buckets("train")), default=0)
-    if train.step == "exact" or uncovered(model, train) or featurised(graph):
+    if train.step == "exact" or is_used(train) or uncovered(model, train) or featurised(graph):
         edges, batch = _exact_bytes(bucket, graph, model, train)
     else:
         edges, batch = _fast_bytes(bucket, len(graph.relations), model, train)
@@ -75,12 +80,23 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         evaluation = 2 * largest + min(judged, _JUDGED) * 5 * model.dim * 4 + _TILE_BYTES
         if featurised(graph):  # features' vectors while entities' are made of them
             evaluation += largest
+    device = 0
+    if is_used(train):
+        # One at a time is on its way: as it was read, beside the copy that is placed.
+        moving = max(map(table_bytes, graph.tables()), default=0)
+        if train.device == "cpu":
+            ahead += moving
+        else:
+            device = tables + ahead + batch
+            # Pinned memory is given out in powers of two. Batches are made here, trained there.
+            tables, ahead, batch = 0, moving + (1 << moving.bit_length()), batch // 4
     return MemoryPlan(
-        tables=pinned + sum(others[: train.buffer]),
-        prefetch=sum(others[train.buffer :][: train.prefetch]),
+        tables=tables,
+        prefetch=ahead,
         edges=edges,
         batch=batch,
         evaluation=evaluation,
+        device=device,
     )
 
 
@@ -192,4 +208,16 @@ def check_memory(plan: MemoryPlan, memory_mb: int | None, graph: Graph) -> None:
         f"Training plans for {plan.total / 1e6:,.0f} MB and {available / 1e6:,.0f} MB are free. "
         f"Use more partitions (now {parts}), a smaller train.buffer, model.dim or "
         "train.batch_size, or raise train.memory_mb."
+    )
+
+
+def check_device(plan: MemoryPlan, free_bytes: int, graph: Graph) -> None:
+    """ConfigError where the device's part can't fit into what it has free."""
+    if plan.device <= free_bytes:
+        return
+    parts = max(t.num_partitions for t in graph.entity_types.values())
+    raise ConfigError(
+        f"Training plans for {plan.device / 1e6:,.0f} MB on the device and {free_bytes / 1e6:,.0f} "
+        f"MB are free there. Use more partitions (now {parts}), a smaller train.buffer, "
+        "train.prefetch, train.batch_size or model.dim, or set train.device=cpu."
     )

@@ -24,19 +24,20 @@ import torch
 from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph.bags import FeatureBags, bags_of, featurised
 from embedsvc.graph.batches import Group
+from embedsvc.graph.device import Copies, DeviceBatches, DeviceTable, device_of
 from embedsvc.graph.fast import FastStep, num_cores, uncovered
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
 from embedsvc.graph.optimizers import OPTIMIZERS, form_of
 from embedsvc.graph.step import ExactBatches, Step
 from embedsvc.training import stopping
-from embedsvc.training.buffer import Buffer
+from embedsvc.training.buffer import IN_MEMORY, Buffer
 from embedsvc.training.ledger import Ledger
-from embedsvc.training.plan import check_memory, plan_memory
+from embedsvc.training.plan import check_device, check_memory, plan_memory
 from embedsvc.training.rates import WarmedUp
 from embedsvc.training.stopping import EarlyStopping
 from embedsvc.training.warm_start import given_tables
-from partitions import durable, precision
+from partitions import durable
 from partitions.buffer_states import Needs, fewest_swaps
 from partitions.checkpoint import Checkpoint, CheckpointManifest
 from partitions.errors import ConfigError, DataError
@@ -56,6 +57,7 @@ _FREE = {
     for key in (
         *("epochs", "early_stopping", "only_changed", "commit_every_s"),
         *("step", "threads", "memory_mb", "buffer", "prefetch", "page_cache"),
+        *("device", "tf32"),
     )
 }
 _LARGEST = float(np.finfo(np.float32).max)
@@ -96,21 +98,31 @@ def train(graph: Graph, folder: Path, model: ModelConfig, config: TrainConfig) -
     """
     if not graph.buckets("train"):
         raise DataError(f"{graph.path} has no training edges. Import some, or lower graph.holdout.")
+    device = device_of(config, featurised(graph))
     plan = plan_memory(graph, model, config)
     logger.info("%s", plan)
     check_memory(plan, config.memory_mb, graph)
+    if device is not None and device.type == "cuda":
+        check_device(plan, torch.cuda.mem_get_info(device)[0], graph)
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     if config.threads:
         torch.set_num_threads(config.threads)
     checkpoint = Checkpoint(folder, keep_cached=config.page_cache)
     with durable.only_writer(folder, "training into"):
-        report = _Trainer(graph, checkpoint, model, config).run()
+        report = _Trainer(graph, checkpoint, model, config, device).run()
     return replace(report, planned_bytes=plan.total)
 
 
 class _Trainer:
     def __init__(
-        self, graph: Graph, checkpoint: Checkpoint, model: ModelConfig, config: TrainConfig
+        self,
+        graph: Graph,
+        checkpoint: Checkpoint,
+        model: ModelConfig,
+        config: TrainConfig,
+        device: torch.device | None,
     ) -> None:
+        """device: where tables are trained that the CPU's own steps do not train."""
         self.graph, self.checkpoint, self.config = graph, checkpoint, config
         self.model = GraphModel.build(model, graph)
         self.resumed = checkpoint.exists
@@ -150,11 +162,12 @@ class _Trainer:
             prefetch=config.prefetch,
             coming=lambda: map(self._locks, self.schedule.coming()),
             form=form,
+            placement=IN_MEMORY if device is None else Copies(device),
         )
         for bucket in graph.buckets("train"):
             self.buffer.check_fits(graph.slots_of_bucket(bucket))
         not_fast = uncovered(model, config) or featurised(graph)
-        self.step = _choose_step(self.model, not_fast, config, bags_of(graph))
+        self.step = _choose_step(self.model, not_fast, config, bags_of(graph), device)
         self.rate = WarmedUp.build(config.lr_schedule, config.warmup_epochs)
         self.stopping: EarlyStopping | None = None
         if config.early_stopping is not None:
@@ -226,20 +239,20 @@ class _Trainer:
         waiting, total = self.schedule.num_waiting, self.schedule.num_buckets
         ledger.close(total - waiting, total, self.buffer.wait_s - wait_before)
 
-    def _overflow(self, table: Table) -> float | None:
+    def _overflow(self, table: Table | DeviceTable) -> float | None:
         """What in a table just trained is no number, or too large for two vectors to be scored.
 
         AdaGrad divides a gradient by the root of the state it was added to, so a number moves by
         at most lr sqrt(dim) an update: with a finite state only a huge lr can carry it away, and
         only then the vectors themselves, dim times as many, are gone through.
         """
-        if not math.isfinite(largest := float(table.state.max(initial=0))):
+        if not math.isfinite(largest := table.largest_state()):
             return largest
-        dim = table.vectors.shape[1]
+        dim = table.dim
         bounded = self.config.optimizer in _BOUNDED
         if bounded and self.config.lr * math.sqrt(dim) < _MODEST_STEP:
             return None
-        largest = precision.largest(table.vectors)
+        largest = table.largest_number()
         return None if largest**2 * dim < _LARGEST else largest
 
     def _rate(self, lease: Lease) -> Callable[[int], float]:
@@ -327,10 +340,14 @@ def _choose_step(
     not_fast: str | None,
     config: TrainConfig,
     bags: Mapping[Slot, FeatureBags],
+    device: torch.device | None,
 ) -> Step:
     """not_fast: what the fast step does not cover."""
     lrs, negatives = (config.lr, config.relation_lr or config.lr), config.negatives
     optimizer = OPTIMIZERS.build(config.optimizer)
+    if device is not None:
+        sizes = config.batch_size, config.chunk_size
+        return DeviceBatches(model, *lrs, *sizes, negatives, optimizer, device)
     if config.step == "fast" and not_fast:
         raise ConfigError(
             f"[train] step = fast does not cover {not_fast}. Set train.step=auto or exact."

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from embedsvc.config import ModelConfig, TrainConfig
-from embedsvc.training.plan import MemoryPlan, check_memory, plan_memory
+from embedsvc.training.plan import MemoryPlan, check_device, check_memory, plan_memory
 from embedsvc.training.trainer import train
 from partitions.errors import ConfigError
 from partitions.graph import Graph
@@ -99,6 +99,22 @@ def test_the_plan_is_one_line_whose_parts_add_up() -> None:
     )
 
 
+def test_a_gpu_is_planned_for_apart_and_its_tables_take_no_memory_here(
+    make_graph: MakeGraph,
+) -> None:
+    graph, model = a_graph(make_graph, 4), ModelConfig(dim=99)
+    cpu = plan_memory(graph, model, TrainConfig(step="exact", batch_size=10_000))
+    gpu = plan_memory(graph, model, TrainConfig(device="cuda"))
+    assert cpu.device == 0
+    assert gpu.device == cpu.tables + cpu.prefetch + cpu.batch
+    assert gpu.tables == 0 and gpu.edges == cpu.edges
+    assert gpu.total == sum(vars(gpu).values()) - gpu.device
+    assert str(gpu).endswith(f"process 440), and {gpu.device / 1e6:,.0f} MB on the device")
+    check_device(gpu, gpu.device, graph)
+    with pytest.raises(ConfigError, match=r"MB are free there\. Use more partitions \(now 4\)"):
+        check_device(gpu, gpu.device - 1, graph)
+
+
 def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(
     make_graph: MakeGraph, tmp_path: Path
 ) -> None:
@@ -159,6 +175,7 @@ print(json.dumps({"peak": peak_bytes(), "plan": max(plans), "tables": tables}))
         pytest.param("fast", 1, 1_500_000, marks=pytest.mark.slow),
         pytest.param("exact", 1, 700_000, marks=pytest.mark.slow),
         pytest.param("exact", 8, 60_000, marks=pytest.mark.slow),
+        pytest.param("device", 8, 60_000, marks=pytest.mark.slow),
     ],
 )
 def test_the_measured_peak_is_what_the_plan_said(

@@ -79,7 +79,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
 # --- the same bits -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("step", ["fast", "exact"])
+@pytest.mark.parametrize("step", ["fast", "exact", "device"])
 def test_the_same_command_gives_the_same_bits(
     step: str, graph: Graph, tmp_path: Path, content_of: Content
 ) -> None:
@@ -101,7 +101,7 @@ def test_another_seed_gives_other_vectors(
         assert a[slot, "vectors"] != b[slot, "vectors"]
 
 
-@pytest.mark.parametrize("step", ["fast", "exact"])
+@pytest.mark.parametrize("step", ["fast", "exact", "device"])
 def test_two_epochs_equal_one_and_a_resumed_one_bit_for_bit(
     step: str, large_graph: Graph, tmp_path: Path, content_of: Content
 ) -> None:
@@ -160,7 +160,8 @@ def test_a_resumed_run_has_what_its_optimizer_kept(
 
 
 @pytest.mark.parametrize(
-    ("precision", "step"), [("bfloat16", "fast"), ("bfloat16", "exact"), ("float16", "exact")]
+    ("precision", "step"),
+    [("bfloat16", "fast"), ("bfloat16", "exact"), ("bfloat16", "device"), ("float16", "exact")],
 )
 def test_rounding_is_the_same_at_every_run_and_on_resume(
     precision: str, step: str, large_graph: Graph, tmp_path: Path, content_of: Content
@@ -181,6 +182,28 @@ def test_rounding_is_the_same_at_every_run_and_on_resume(
     np.testing.assert_array_equal(widen(nearest(vectors, dtype)), vectors)
     float32 = train(large_graph, tmp_path / "float32", MODEL, but(CONFIG, step=step))
     assert float32.loss == pytest.approx(whole.loss, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"buffer": 3}, {"buffer": 8, "commit_every_s": 1e9}, {"buffer": 3, "optimizer": "sm3"}],
+    ids=str,
+)
+def test_tables_on_a_device_come_and_go_and_end_in_the_bits_of_the_exact_step(
+    settings: dict[str, Any], large_graph: Graph, tmp_path: Path, content_of: Content
+) -> None:
+    """The device is the CPU here, which adds in the same order; a checkpoint of one step goes on
+    with another."""
+    config = but(CONFIG, **settings)
+    exact = train(large_graph, tmp_path / "exact", MODEL, but(config, step="exact"))
+    train(large_graph, tmp_path / "device", MODEL, but(config, step="device", epochs=1))
+    report = train(large_graph, tmp_path / "device", MODEL, but(config, step="device"))
+    assert report.loss == pytest.approx(exact.loss, rel=1e-6)
+    wanted = content_of(large_graph, tmp_path / "exact")
+    assert content_of(large_graph, tmp_path / "device") == wanted
+    train(large_graph, tmp_path / "both", MODEL, but(config, step="exact", epochs=1))
+    train(large_graph, tmp_path / "both", MODEL, but(config, step="device"))
+    assert content_of(large_graph, tmp_path / "both") == wanted
 
 
 def test_a_relation_that_weighs_nothing_is_not_learnt(
@@ -258,7 +281,8 @@ def test_ten_kills_at_random_moments_change_no_bit(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("partitions", "buffer", "step"), [(7, 2, "fast"), (7, 3, "exact"), (6, 3, "fast")]
+    ("partitions", "buffer", "step"),
+    [(7, 2, "fast"), (7, 3, "exact"), (6, 3, "fast"), (6, 3, "device")],
 )
 def test_twenty_kills_while_tables_come_and_go_change_no_bit(
     partitions: int,
@@ -432,6 +456,29 @@ def test_what_the_fast_step_does_not_cover_trains_by_the_exact_one_which_is_said
     assert content_of(graph, tmp_path / "auto") == content_of(graph, tmp_path / "exact")
 
 
+def test_a_device_that_can_not_train_is_refused_before_anything_is_written(
+    graph: Graph, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r"step = exact runs on the CPU only\. Set "):
+        train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, device="cuda", step="exact"))
+    with pytest.raises(ConfigError, match=r"step = device does not cover train\.precision"):
+        config = but(CONFIG, step="device", precision="float16")
+        train(graph, tmp_path / "checkpoint", MODEL, config)
+    assert not (tmp_path / "checkpoint").exists()
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_resumes_and_learns_what_the_exact_step_learns(
+    large_graph: Graph, tmp_path: Path
+) -> None:
+    gpu = but(CONFIG, device="cuda")
+    train(large_graph, tmp_path / "gpu", MODEL, but(gpu, epochs=1))
+    report = train(large_graph, tmp_path / "gpu", MODEL, gpu)
+    assert report.resumed and report.table_reads > 0
+    exact = train(large_graph, tmp_path / "exact", MODEL, but(CONFIG, step="exact"))
+    assert report.loss == pytest.approx(exact.loss, rel=0.01)
+
+
 def test_asking_for_the_fast_step_where_it_does_not_cover_is_refused(
     graph: Graph, tmp_path: Path
 ) -> None:
@@ -441,7 +488,7 @@ def test_asking_for_the_fast_step_where_it_does_not_cover_is_refused(
     assert not (tmp_path / "checkpoint" / METRICS).exists()
 
 
-@pytest.mark.parametrize("step", ["fast", "exact"])
+@pytest.mark.parametrize("step", ["fast", "exact", "device"])
 def test_several_threads_train_the_same_edges(step: str, graph: Graph, tmp_path: Path) -> None:
     report = train(graph, tmp_path / "checkpoint", MODEL, but(CONFIG, step=step, threads=2))
     assert report.num_edges == 2 * graph.num_edges("train")
