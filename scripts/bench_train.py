@@ -6,13 +6,17 @@
     scripts/bench_train.py --quick     1 M edges, within a minute
     scripts/bench_train.py --swap      the whole trainer: 4 tables of 16 in memory, the others on
                                        disk, beside all in memory (bench_swap.py); also --quick
+    scripts/bench_train.py --device cuda          the step of a GPU; --tf32, --batch-size; --quick
+    scripts/bench_train.py --device cpu --quick   the same code where there is none
 
 Entities form communities of 16, and edges stay inside. Speeds are medians of rounds in which sgemm,
 the fast step and the exact one take turns, so that whatever else the machine does hits all alike.
 The MRR is that of held-out edges of a smaller graph of that kind, filtered, after equal epochs.
 Prints one JSON line. `fraction_of_sgemm` counts the operations that the chunks' products need,
 6 d (C + 2 U) an edge, against the faster of two libraries' large products on all cores;
-`fraction_by_cpu_s` is the same per second of CPU time, which stands on a busy machine too.
+`fraction_by_cpu_s` is the same per second of CPU time, which stands on a busy machine too. With
+--device the base is a large product on that device, in TF32 where the step uses it:
+`matmul_gflops`, `fraction_of_matmul`; tables stay on the device from round to round.
 """
 
 import argparse
@@ -24,6 +28,7 @@ import statistics
 import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from time import monotonic, process_time
 from typing import Any
@@ -34,14 +39,17 @@ import torch
 from bench_swap import measure_swaps
 from numpy.typing import NDArray
 
-from embedsvc.config import NegativesConfig, TrainConfig
+from embedsvc.config import GPU_BATCH_SIZE, NegativesConfig, TrainConfig
 from embedsvc.graph.batches import Group
 from embedsvc.graph.comparators import COMPARATORS
+from embedsvc.graph.device import Copies, DeviceBatches
 from embedsvc.graph.fast import FastStep, num_cores, one_blas_thread
 from embedsvc.graph.losses import LOSSES
 from embedsvc.graph.model import GraphModel, RelationParameters
 from embedsvc.graph.operators import OPERATORS
+from embedsvc.graph.optimizers import RowwiseAdagrad
 from embedsvc.graph.step import ExactBatches, Step
+from embedsvc.training.buffer import IN_MEMORY, Placement
 from partitions.edges import Edges
 from partitions.schema import Slot
 from partitions.tables import Table
@@ -65,6 +73,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", choices=["cpu", "cuda"])
+    parser.add_argument("--batch-size", type=int, default=GPU_BATCH_SIZE, help="of --device")
+    parser.add_argument("--tf32", action="store_true", help="of --device")
     parser.add_argument("--swap", action="store_true")
     parser.add_argument("--swap-entities", type=int, default=800_000, help="22 edges each")
     parser.add_argument("--swap-rounds", type=int, default=3)
@@ -75,7 +86,10 @@ def main() -> None:
         arguments.edges, arguments.twin_edges, arguments.rounds = 1_000_000, 100_000, 3
         arguments.swap_entities, arguments.swap_rounds = 48_000, 1
     torch.set_num_threads(arguments.threads)
-    line = measure_swaps(arguments) if arguments.swap else measure(arguments)
+    if arguments.device:
+        line = measure_device(arguments)
+    else:
+        line = measure_swaps(arguments) if arguments.swap else measure(arguments)
     print(json.dumps(line | surroundings(arguments)))
 
 
@@ -134,6 +148,51 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def measure_device(arguments: argparse.Namespace) -> dict[str, Any]:
+    a, device = arguments, torch.device(arguments.device)
+    torch.set_float32_matmul_precision("high" if a.tf32 else "highest")
+    edges, copies = community_edges(a.edges, a.entities, a.seed), Copies(device)
+
+    def step() -> Step:
+        negatives, optimizer = NegativesConfig(uniform=a.uniform), RowwiseAdagrad()
+        sizes = max(a.batch_size, a.chunk), a.chunk
+        return DeviceBatches(a_model(a.dim), LR, LR, *sizes, negatives, optimizer, device)
+
+    tables: dict[Slot, Any] = {SLOT: copies.place(fresh(a.entities, a.dim, a.seed))}
+    warm = Edges(edges.lhs[:1000], edges.rel[:1000], edges.rhs[:1000])
+    run(step(), {SLOT: copies.place(fresh(a.entities, a.dim, a.seed))}, warm, a.seed)
+    trained, base = step(), matmul(device)
+    flop = 6 * a.dim * (a.chunk + 2 * a.uniform)
+    rounds: list[dict[str, float]] = []
+    for number in range(a.rounds):
+        gflops = base()
+        speed, loss = run(trained, tables, edges, number)
+        fraction = speed * flop / gflops / 1e9
+        rounds.append({"speed": speed, "gflops": gflops, "fraction": fraction, "loss": loss})
+    middle = {key: statistics.median(r[key] for r in rounds) for key in rounds[0]}
+    speeds = [r["speed"] for r in rounds]
+    on_cuda = device.type == "cuda"
+    peak = torch.cuda.max_memory_allocated(device) if on_cuda else 0
+    return {
+        "device": torch.cuda.get_device_name(device) if on_cuda else "cpu",
+        "edges_per_s": round(middle["speed"]),
+        "edges_per_s_spread": [round(min(speeds)), round(max(speeds))],
+        "matmul_gflops": round(middle["gflops"], 1),
+        "fraction_of_matmul": round(middle["fraction"], 4),
+        "tf32": a.tf32,
+        "batch_size": a.batch_size,
+        "dim": a.dim,
+        "negatives": {"in_batch": a.chunk, "uniform": a.uniform},
+        "entities": a.entities,
+        "edges": a.edges,
+        "loss": round(rounds[0]["loss"], 4),  # of the first pass, per edge
+        "mrr": round(mrr(step(), a, copies=copies), 4),
+        "rounds": a.rounds,
+        "device_peak_mb": round(peak / 1e6),
+        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+    }
+
+
 def surroundings(a: argparse.Namespace) -> dict[str, Any]:
     return {
         "cores": a.threads,
@@ -149,24 +208,25 @@ def surroundings(a: argparse.Namespace) -> dict[str, Any]:
 
 def steps(a: argparse.Namespace) -> tuple[Step, Step]:
     """The fast step and its exact twin, with models of their own."""
-
-    def model() -> GraphModel:
-        operators = {"identity": OPERATORS.build("identity")}
-        return GraphModel(
-            dim=a.dim,
-            operators=operators,
-            operator_of=("identity",),
-            comparator=COMPARATORS.build("dot"),
-            loss=LOSSES.build("softmax"),
-            regularizer=None,
-            reciprocal=False,
-            parameters=RelationParameters.initial(operators, 1, a.dim, False),
-        )
-
+    model = partial(a_model, a.dim)
     batch_size = max(TrainConfig().batch_size, a.chunk)
     return (
         FastStep(model(), LR, LR, a.chunk, True, a.uniform, a.threads),
         ExactBatches(model(), LR, LR, batch_size, a.chunk, NegativesConfig(uniform=a.uniform)),
+    )
+
+
+def a_model(dim: int) -> GraphModel:
+    operators = {"identity": OPERATORS.build("identity")}
+    return GraphModel(
+        dim=dim,
+        operators=operators,
+        operator_of=("identity",),
+        comparator=COMPARATORS.build("dot"),
+        loss=LOSSES.build("softmax"),
+        regularizer=None,
+        reciprocal=False,
+        parameters=RelationParameters.initial(operators, 1, dim, False),
     )
 
 
@@ -186,14 +246,14 @@ def fresh(num_entities: int, dim: int, seed: int) -> Table:
     return Table(vectors, np.zeros(num_entities, np.float32))
 
 
-def run(step: Step, tables: dict[Slot, Table], edges: Edges, seed: int) -> tuple[float, float]:
+def run(step: Step, tables: dict[Slot, Any], edges: Edges, seed: int) -> tuple[float, float]:
     """Edges a second, and loss an edge, of one pass."""
     start = monotonic()
     loss = sum(loss for _, loss in step(tables, edges, GROUPS, [seed]))
     return len(edges) / (monotonic() - start), loss / len(edges)
 
 
-def mrr(step: Step, a: argparse.Namespace, epochs: int = 5) -> float:
+def mrr(step: Step, a: argparse.Namespace, epochs: int = 5, copies: Placement = IN_MEMORY) -> float:
     """Filtered, over both sides, of edges held out from 500 communities, 4 of an entity's 15.
 
     Half of the edges trained on are noise, drawn evenly, so that the answer isn't too easy.
@@ -205,7 +265,7 @@ def mrr(step: Step, a: argparse.Namespace, epochs: int = 5) -> float:
     scattered = rng.permutation(num_entities).astype(np.uint32)
     pairs = np.stack([scattered[lhs], scattered[rhs]])[:, rng.permutation(len(lhs))]
     held_out, kept = np.split(pairs, [len(lhs) * 4 // (COMMUNITY - 1)], axis=1)
-    tables = {SLOT: fresh(num_entities, a.dim, a.seed)}
+    tables = {SLOT: copies.place(fresh(num_entities, a.dim, a.seed))}
     noise = rng.integers(0, num_entities, kept.shape).astype(np.uint32)
     ends = np.concatenate([kept, noise], axis=1)
     edges = Edges(ends[0], np.broadcast_to(np.uint8(0), ends.shape[1]), ends[1])
@@ -214,7 +274,7 @@ def mrr(step: Step, a: argparse.Namespace, epochs: int = 5) -> float:
     true = np.zeros((num_entities, num_entities), np.bool_)
     true[pairs[0], pairs[1]] = True
     lhs_sample, rhs_sample = held_out[:, :4000]
-    vectors = tables[SLOT].vectors
+    vectors = copies.fetch(tables[SLOT]).vectors
     both = [
         ranks(vectors, lhs_sample, rhs_sample, true),
         ranks(vectors, rhs_sample, lhs_sample, true.T),
@@ -268,6 +328,22 @@ def torch_sgemm(size: int = 2048, count: int = 6) -> Callable[[], float]:
         start = monotonic()
         for _ in range(count):
             torch.mm(a, b, out=out)
+        return count * 2 * size**3 / (monotonic() - start) / 1e9
+
+    measure_gflops()
+    return measure_gflops
+
+
+def matmul(device: torch.device) -> Callable[[], float]:
+    """GFLOP/s of a large product on the device, in the precision that is set."""
+    size, count = (8192, 20) if device.type == "cuda" else (2048, 6)
+    a, b, out = (torch.ones(size, size, device=device) for _ in range(3))
+
+    def measure_gflops() -> float:
+        start = monotonic()
+        for _ in range(count):
+            torch.mm(a, b, out=out)
+        out[0, 0].item()  # waits
         return count * 2 * size**3 / (monotonic() - start) / 1e9
 
     measure_gflops()
