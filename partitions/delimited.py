@@ -30,6 +30,22 @@ _KEYS = ("lhs", "rel", "rhs", "weight", "timestamp", "key")  # columns that hold
 _WIDEST = 10_000  # columns, where the first row has fewer: each costs memory
 _PROSE_LINES = 10  # lines of text that all have as many commas as rows are rather rows
 _COLUMN_SEPARATOR = "\x1f"  # stands in for a delimiter of several characters
+_HEADERS = {  # what the first line names lhs and rhs, letters only, where it is no edge
+    ("lhs", "rhs"),
+    ("source", "target"),
+    ("sourceid", "targetid"),
+    ("src", "dst"),
+    ("srcid", "dstid"),
+    ("head", "tail"),
+    ("headid", "tailid"),
+    ("from", "to"),
+    ("fromid", "toid"),
+    ("fromnodeid", "tonodeid"),
+    ("subject", "object"),
+    ("user", "item"),
+    ("userid", "itemid"),
+    ("follower", "followee"),
+}
 
 OnBad = Callable[[str, str], None]  # why a line is no row, and the line
 
@@ -374,7 +390,8 @@ def _columns(
     """Column name -> position; how many columns the first row has; lines up to the header's end."""
     delimiter = _delimiter(file, source)
     rows = (row for row in _rows(file, source) if not _is_blank(delimiter.join(row.cells)))
-    _, last_line, first, _ = next(rows, _Row(0, 0, []))
+    row = next(rows, _Row(0, 0, []))
+    first, last_line = row.cells, row.last_line
     has_header = _has_header(source, columns)
     header = [cell.strip() for cell in first] if has_header else []
     positions = {}
@@ -400,7 +417,22 @@ def _columns(
             f"{file}:{last_line} has {len(first)} columns, so there is no column {width - 1} "
             f"(counted from 0) for {name}. Mend columns."
         )
+    if source.header is None and not has_header and len(first) == width:
+        _check_no_header(file, source, positions, row)
     return positions, width, last_line if has_header else 0
+
+
+def _check_no_header(
+    file: InputFile, source: SourceConfig, positions: Mapping[str, int], first: _Row
+) -> None:
+    """A first line that names its columns is no edge, unless somebody said that it is."""
+    found = [first.cells[at] for at in map(positions.get, ("lhs", "rhs")) if at is not None]
+    if tuple(re.sub("[^a-z]", "", cell.lower()) for cell in found) in _HEADERS:
+        raise DataError(
+            f"{line_of(file, source, first.first_line)}: the line reads like names of columns "
+            f"({', '.join(found)}). Set header = true beside the file's path to pass it over, or "
+            "header = false where it is an edge."
+        )
 
 
 def _bad_line(

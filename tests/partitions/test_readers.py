@@ -627,6 +627,26 @@ def test_an_unknown_column_names_the_nearest(tmp_path: Path) -> None:
     assert error_of(path, NAMED) == "e.csv:1: the header has no column to. Did you mean too?"
 
 
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("e.csv", "source,relation,target"),
+        ("e.tsv", "User_ID\tevent\tItem ID"),
+        ("e.tsv", "lhs\trel\trhs"),
+    ],
+)
+def test_a_header_that_nobody_named_is_not_an_edge(tmp_path: Path, name: str, header: str) -> None:
+    delimiter = "," if name == "e.csv" else "\t"
+    path = written(tmp_path / name, f"{header}\n{delimiter.join('arb')}\n")
+    lhs, rel, rhs = header.split(delimiter)
+    assert error_of(path) == (
+        f"{name}:1: the line reads like names of columns ({lhs}, {rhs}). Set header = true beside "
+        "the file's path to pass it over, or header = false where it is an edge."
+    )
+    assert rows_of(path, header=True) == [("a", "r", "b")]
+    assert rows_of(path, header=False) == [(lhs, rel, rhs), ("a", "r", "b")]
+
+
 # --- Parquet and Arrow ----------------------------------------------------------------------------
 
 BINARY = ["e.parquet", "e.arrow", "e.feather", "stream.arrow"]
