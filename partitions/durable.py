@@ -207,4 +207,9 @@ def only_writer(folder: Path, doing: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} is {doing}")
         file.flush()
-        yield
+        try:
+            yield
+        except OSError as error:
+            if error.errno is not None and error.filename is None:  # as writes leave it
+                error.filename = str(folder)
+            raise

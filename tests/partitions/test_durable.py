@@ -227,3 +227,14 @@ def test_the_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> Non
     assert (tmp_path / "lock").read_text()
     with durable.only_writer(tmp_path, "training"), pytest.raises(BusyError):
         durable.only_writer(tmp_path, "training").__enter__()
+
+
+def test_a_full_disk_is_named_by_the_folder_that_was_written_to(tmp_path: Path) -> None:
+    def fill(*name: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", *name)
+
+    for name, found in (((), str(tmp_path)), (("input.tsv",), "input.tsv")):
+        caught = pytest.raises(OSError, match="No space")
+        with caught as error, durable.only_writer(tmp_path, "training into"):
+            fill(*name)
+        assert error.value.filename == found
