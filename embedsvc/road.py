@@ -126,14 +126,14 @@ class Road:
         if report.resumed:
             self._say("import: went on from where an earlier run was broken off")
         if report.dropped_edges:
-            self._say(f"import: dropped {report.dropped_edges:,} edges (duplicates, self-loops)")
+            dropped = _counted(report.dropped_edges, "edge")
+            self._say(f"import: dropped {dropped} (duplicates, self-loops)")
         for name, count in report.untrained_entities.items():
             if count:
                 self._say(f"import: {count:,} {name} entities have no training edge")
         if report.skipped_rows:
-            self._say(
-                f"import: skipped {report.skipped_rows:,} bad rows, kept in {report.skipped_file}"
-            )
+            rows = _counted(report.skipped_rows, "bad row")
+            self._say(f"import: skipped {rows}, kept in {report.skipped_file}")
         for name, count in report.unmatched_attributes.items():
             if count:
                 self._say(f"import: {count:,} {name} attributes belong to no edge")
@@ -335,6 +335,10 @@ class Road:
             "most popular", f"{report['popular_recall']:.4f}", f"{report['popular_ndcg']:.4f}"
         )
         self.console.print(table)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _without_nan(value: Any) -> Any:

@@ -91,9 +91,10 @@ def new_files(files: Files, base: Graph) -> Files:
         elif _is_read_anew(file, given, records, configured[place], imported_ns):
             new.append((given, file))
     if not new:
+        they = f"all {len(files):,} input files" if len(files) > 1 else "its one input file"
         raise DataError(
-            f"{base.path} was made from all {len(files)} input files already: there is nothing to "
-            "append. Name a new file under [[graph.inputs]], or let a glob match one."
+            f"{base.path} was made from {they} already: there is nothing to append. Name a new "
+            "file under [[graph.inputs]], or let a glob match one."
         )
     return new
 

@@ -252,7 +252,7 @@ def refusal(folder: Path, **settings: Any) -> str:
 
 def test_nothing_new_is_one_sentence(tmp_path: Path, first: Graph) -> None:
     assert refusal(tmp_path) == (
-        "graph was made from all 1 input files already: there is nothing to append. Name a new "
+        "graph was made from its one input file already: there is nothing to append. Name a new "
         "file under [[graph.inputs]], or let a glob match one."
     )
 
