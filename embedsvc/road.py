@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from embedsvc.training.trainer import TrainReport
 
 EVALUATION = "evaluation.json"
+EVALUATION_OF_SOME = "evaluation-of-some.json"  # edges, beside that of all
 
 
 class Road:
@@ -213,10 +214,11 @@ class Road:
         config = self.settings.table("eval", EvalConfig)
         trained = Trained(self._graph(), self.folders.checkpoint)
         settings = config.model_dump(mode="json")
-        found = self._metrics_of(trained.digest)
-        if if_needed and found.get("settings") == settings:
-            self._say(f"eval: {self.folders.checkpoint / EVALUATION} is up to date")
-            return found
+        for name in (EVALUATION, EVALUATION_OF_SOME) if if_needed else ():
+            found = self._metrics_of(trained.digest, name)
+            if found.get("settings") == settings:
+                self._say(f"eval: {self.folders.checkpoint / name} is up to date")
+                return found
         start = time.perf_counter()
         result: dict[str, Any] = {
             "checkpoint": trained.digest,
@@ -250,7 +252,12 @@ class Road:
             self._print_lists(asdict(report))
         result["seconds"] = round(time.perf_counter() - start, 2)
         self._say(f"eval: {result['seconds']:.1f} s")
-        durable.write_json(self.folders.checkpoint / EVALUATION, _without_nan(result))
+        whole = self._metrics_of(trained.digest).get("settings")
+        path = self.folders.checkpoint / EVALUATION
+        if _is_of_some(settings) and whole is not None and not _is_of_some(whole):
+            self._say(f"eval: {path} stays, which is of all edges")
+            path = path.with_name(EVALUATION_OF_SOME)
+        durable.write_json(path, _without_nan(result))
         return result
 
     def export(self, to: Path, format: str | None, entity_type: str | None) -> list[Path]:
@@ -303,9 +310,9 @@ class Road:
         # As text, in which not-a-number equals itself.
         return json.dumps(found, sort_keys=True) == json.dumps([settings, metrics], sort_keys=True)
 
-    def _metrics_of(self, checkpoint: str) -> dict[str, Any]:
+    def _metrics_of(self, checkpoint: str, name: str = EVALUATION) -> dict[str, Any]:
         """The evaluation of exactly this checkpoint; empty where it was not evaluated."""
-        path = self.folders.checkpoint / EVALUATION
+        path = self.folders.checkpoint / name
         found = durable.read_json(path, "Run embedsvc eval again.") if path.exists() else {}
         return found if found.get("checkpoint") == checkpoint else {}
 
@@ -335,6 +342,11 @@ class Road:
             "most popular", f"{report['popular_recall']:.4f}", f"{report['popular_ndcg']:.4f}"
         )
         self.console.print(table)
+
+
+def _is_of_some(settings: dict[str, Any]) -> bool:
+    """Whether an evaluation with these settings leaves out edges of its split."""
+    return settings.get("relations") is not None or settings.get("max_edges") is not None
 
 
 def _counted(number: int, noun: str) -> str:

@@ -1,5 +1,6 @@
 """What a checkpoint holds is what is exported, by key, whatever the partitions."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -117,6 +118,25 @@ def test_the_road_from_python(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     with pytest.raises(ConfigError, match=r"settings: \[train\] epoch is not a setting"):
         embedsvc.train(settings | {"train": {"epoch": 2}})
     assert capsys.readouterr().out == "", "a library prints nothing"
+
+
+def test_an_evaluation_of_some_edges_leaves_that_of_all(tmp_path: Path) -> None:
+    settings = settings_of(tmp_path) | {"eval": {"split": "train"}}
+    embedsvc.import_graph(settings)
+    embedsvc.train(settings)
+    folder = tmp_path / "run/checkpoint"
+
+    def edges_in(name: str) -> int:
+        return json.loads((folder / name).read_text())["links"]["edges"]
+
+    embedsvc._road(settings, ["eval.max_edges=5"]).evaluate()
+    assert edges_in("evaluation.json") == 5  # there is none of all yet
+    embedsvc._road(settings, []).evaluate()
+    for some in ("eval.max_edges=7", 'eval.relations=["buys"]'):
+        embedsvc._road(settings, [some]).evaluate()
+    assert edges_in("evaluation.json") == 20
+    found = json.loads((folder / "evaluation-of-some.json").read_text())
+    assert found["settings"]["relations"] == ["buys"] and found["settings"]["max_edges"] is None
 
 
 def test_importing_the_package_loads_no_library() -> None:
