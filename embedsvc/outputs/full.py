@@ -351,6 +351,7 @@ class FullSoftmax(nn.Module):
         self.threads = num_cores() if threads is None else threads
         self._optimizer = ROW_OPTIMIZERS.build(optimizer)
         self._spaces: list[Workspace] = []
+        self._num_removed = -1  # to be counted
         self.weight = nn.Parameter(_zeros(n_classes, in_features), requires_grad=not fused)
         self.bias = nn.Parameter(_zeros(n_classes), requires_grad=not fused) if bias else None
         width = self._optimizer.state_width if fused else 0
@@ -370,7 +371,9 @@ class FullSoftmax(nn.Module):
 
     @property
     def num_live(self) -> int:
-        return self.n_classes - int(self.removed.sum())
+        if self._num_removed < 0:
+            self._num_removed = int(self.removed.sum())
+        return self.n_classes - self._num_removed
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.n_classes}, fused={self.fused}"
@@ -560,6 +563,7 @@ class FullSoftmax(nn.Module):
         if not len(self.removed):
             self.removed = torch.zeros(self.n_classes, dtype=torch.uint8, device=gone.device)
         self.removed[gone] = 1
+        self._num_removed = -1
 
     def _resize(self, num_classes: int) -> None:
         """Room for that many classes; what is new is 0."""
@@ -574,6 +578,7 @@ class FullSoftmax(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Tensors take the number of classes that comes in."""
+        self._num_removed = -1
         if prefix + "weight" in state_dict:
             self._resize(len(state_dict[prefix + "weight"]))
         if prefix + "removed" in state_dict:

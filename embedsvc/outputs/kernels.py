@@ -332,19 +332,49 @@ def update_all(  # type: ignore[no-untyped-def]
 
 
 @_jit
-def score_candidates(table, first, last, queries, ids, skip, out):  # type: ignore[no-untyped-def]
-    """out: [Q, L], written: scores of each query's own classes, for queries first .. last - 1.
+def best_candidates(  # type: ignore[no-untyped-def]
+    table, first, last, queries, head, turned, bias, of_head, ids, in_head, values, classes
+):
+    """The k best of the head and of each query's own classes, for queries first .. last - 1.
 
-    ids: int64 [Q, L]; -inf is the score of -1, of removed classes and of those in skip: uint8 [C].
+    head: int64 [H]; turned: [D, H] and bias: [H], its rows; of_head: [Q, H], its scores, written.
+    ids: int64 [Q, L], -1 where there is none; removed classes and those in_head: uint8 [C] don't
+    count.
+    values: float32 [Q, k], descending, classes: int64 [Q, k]: written; -inf and -1 where there are
+    fewer. Of equal scores the first one found goes first.
     """
+    values[first:last] = -np.inf
+    classes[first:last] = -1
+    if head.size:
+        np.dot(queries[first:last], turned, of_head[first:last])
     for q in range(first, last):
+        for i in range(head.size):
+            score = of_head[q, i] + bias[i]
+            if score > values[q, -1]:
+                _insert(score, head[i], values[q], classes[q])
         for i in range(ids.shape[1]):
+            if i + _AHEAD < ids.shape[1] and ids[q, i + _AHEAD] >= 0:
+                _fetch(table, ids[q, i + _AHEAD])
             c = ids[q, i]
-            out[q, i] = -np.inf
-            if c < 0 or skip[c] or (table.removed.size and table.removed[c]):
+            if c < 0 or in_head[c] or (table.removed.size and table.removed[c]):
                 continue
             row = table.values[c]
-            score = table.bias[c] if table.bias.size else np.float32(0)
+            score = np.float32(0)
             for d in range(row.size):
                 score += row[d] * queries[q, d]
-            out[q, i] = score
+            if table.bias.size:
+                score += table.bias[c]
+            if score > values[q, -1]:
+                _insert(score, c, values[q], classes[q])
+
+
+@_jit
+def _insert(score, c, values, classes):  # type: ignore[no-untyped-def]
+    """Into a descending list, whose last one falls out."""
+    at = values.size - 1
+    while at > 0 and values[at - 1] < score:
+        values[at] = values[at - 1]
+        classes[at] = classes[at - 1]
+        at -= 1
+    values[at] = score
+    classes[at] = c

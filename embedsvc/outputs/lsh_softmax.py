@@ -72,7 +72,8 @@ class LSHSoftmax(FullSoftmax):
     With one seed, the same calls and as many threads, runs are equal bit for bit.
     fused=False: weight and bias get sparse gradients. On a device other than the CPU, the retriever
     is a scan of all classes there.
-    The retriever is built from the weights at its first use, or by `rebuild`.
+    The retriever is built from the weights at its first use, or by `rebuild`: so should whoever
+    changes weights other than by training, loading or adding classes.
     """
 
     def __init__(
@@ -131,6 +132,8 @@ class LSHSoftmax(FullSoftmax):
             spec = {"name": retriever} if isinstance(retriever, str) else retriever
             self._retriever = RETRIEVERS.build({"seed": seed, **spec})
         self._chooser: Chooser | None = None
+        self._num_updates = 0
+        self._head_copy: tuple[Any, Floats, Floats] | None = None
         self._touched: list[Ids] = []  # by the optimizer of an unfused layer, perhaps
         self.register_buffer("num_steps", torch.zeros(1, dtype=torch.int64))
         self.register_buffer("frequencies", torch.empty(0, dtype=torch.float64))
@@ -177,9 +180,11 @@ class LSHSoftmax(FullSoftmax):
         retrieved = np.empty(0, np.int64)
         if self._retriever is not None and self.retrieved:
             if hidden_BD.device.type == "cpu":
-                queries = hidden_BD.float().contiguous().numpy()
-                retrieved = self._ready(self._retriever).shared(queries, self.retrieved)
+                retrieved = self._ready(self._retriever).shared(
+                    hidden_BD.contiguous().numpy(), self.retrieved
+                )
             else:
+                self._is_built = False
                 retrieved = self._shared_by_scan(hidden_BD)
         step = int(self.num_steps)
         self.num_steps += 1
@@ -228,6 +233,12 @@ class LSHSoftmax(FullSoftmax):
 
     # --- retriever
 
+    def _built(self) -> Retriever | None:
+        """The retriever, if there is one to keep up."""
+        if self.weight.device.type != "cpu":
+            self._is_built = False
+        return self._retriever if self._is_built else None
+
     def _ready(self, retriever: Retriever) -> Retriever:
         """Built, and with its references where the weights are now."""
         weight, bias = self._rows()
@@ -251,7 +262,7 @@ class LSHSoftmax(FullSoftmax):
 
     def rebuild(self) -> None:
         """Build the retriever from scratch."""
-        self._is_built, self._touched = False, []
+        self._is_built, self._touched, self._head_copy = False, [], None
         if self._retriever is not None:
             self._ready(self._retriever)
 
@@ -272,36 +283,52 @@ class LSHSoftmax(FullSoftmax):
         hidden_BD = self._checked(hidden).contiguous()
         k = min(k, self.num_live)
         limit = max(256, 8 * k) if candidates is None else candidates
-        queries = hidden_BD.numpy()
-        proposed = self._ready(self._retriever).retrieve(queries, limit)
-        head = self._ranks().head
-        scores, ids = self._score(queries, head, proposed)
-        found = TopK(*_best(scores, ids, k))
-        short = found.values[:, -1] == -torch.inf if k else torch.zeros(len(queries)).bool()
+        found = self._best(hidden_BD.numpy(), k, limit)
+        short = (found.indices < 0).any(1)
         if short.any():
             right = full.topk(hidden_BD[short], self.weight, self.bias, self.removed, k)
             found.values[short], found.indices[short] = right
         return TopK(found.values[0], found.indices[0]) if hidden.dim() == 1 else found
 
-    def _score(self, queries: Floats, head: Ids, proposed: Ids) -> tuple[Tensor, Tensor]:
-        """Scores and classes of the head and of each row's proposals; -inf: not one, or twice."""
-        table, num = self._table(), len(queries)
-        skip = self._ranks().in_head
-        scores = np.empty(proposed.shape, np.float32)
+    def _best(self, queries: Floats, k: int, limit: int) -> TopK:
+        """Of head and proposals; -inf and -1 where there are fewer than k."""
+        assert self._retriever is not None
+        proposed = self._ready(self._retriever).retrieve(queries, limit)
+        table, chooser = self._table(), self._ranks()
+        turned, bias = self._head_rows()
+        of_head = np.empty((len(queries), len(chooser.head)), np.float32)
+        values = np.empty((len(queries), k), np.float32)
+        classes = np.empty((len(queries), k), np.int64)
 
-        def score(thread: int, first: int, last: int) -> None:
-            kernels.score_candidates(table, first, last, queries, proposed, skip, scores)
+        def choose(thread: int, first: int, last: int) -> None:
+            kernels.best_candidates(
+                table,
+                first,
+                last,
+                queries,
+                chooser.head,
+                turned,
+                bias,
+                of_head,
+                proposed,
+                chooser.in_head,
+                values,
+                classes,
+            )
 
-        in_threads(score, slices(num, self.threads) if num else [(0, 0)])
-        rows = self.weight[torch.from_numpy(head)]
-        of_head = torch.from_numpy(queries) @ rows.T
-        if self.bias is not None:
-            of_head += self.bias[torch.from_numpy(head)]
-        ids = torch.from_numpy(head)[None].expand(num, -1)
-        return (
-            torch.cat([of_head, torch.from_numpy(scores)], 1),
-            torch.cat([ids, torch.from_numpy(proposed)], 1),
-        )
+        if k and len(queries):
+            in_threads(choose, slices(len(queries), self.threads))
+        return TopK(torch.from_numpy(values), torch.from_numpy(classes))
+
+    def _head_rows(self) -> tuple[Floats, Floats]:
+        """The head's rows, as columns, and biases: gathering them costs more than a query."""
+        head = self._ranks().head
+        now = (self._num_updates, self.weight._version, self.weight.data_ptr(), id(self._chooser))
+        if self._head_copy is None or self._head_copy[0] != now:
+            table = self._table()
+            bias = table.bias[head] if len(table.bias) else np.zeros(len(head), np.float32)
+            self._head_copy = (now, np.ascontiguousarray(table.values[head].T), bias)
+        return self._head_copy[1:]
 
     # --- classes come and go
 
@@ -322,27 +349,28 @@ class LSHSoftmax(FullSoftmax):
             if isinstance(new, np.ndarray):
                 new = torch.from_numpy(new)
             self.set_frequencies(torch.cat([before, new.to(before)]))
-        if self._is_built and self._retriever is not None and len(added):
+        if (retriever := self._built()) and len(added):
             self._bound_at = 0
-            self._ready(self._retriever).add(np.arange(added.start, added.stop))
+            self._ready(retriever).add(np.arange(added.start, added.stop))
         return added
 
     def remove_classes(self, ids: Tensor | Sequence[int]) -> None:
         before = self.removed.cpu().numpy().copy()
         super().remove_classes(ids)
         self._chooser = None
-        if self._is_built and self._retriever is not None:
-            now = self.removed.cpu().numpy()
+        if retriever := self._built():
+            now = self.removed.numpy()
             new = now > before if len(before) else now > 0
-            self._ready(self._retriever).remove(np.flatnonzero(new))
+            self._ready(retriever).remove(np.flatnonzero(new))
 
     # --- state
 
     def get_extra_state(self) -> dict[str, Tensor]:
         """What the retriever keeps; empty before its first use."""
-        if self._retriever is None or not self._is_built:
+        retriever = self._built()
+        if retriever is None:
             return {}
-        state = self._ready(self._retriever).state()
+        state = self._ready(retriever).state()
         return {name: torch.from_numpy(array.copy()) for name, array in state.items()}
 
     def set_extra_state(self, state: Mapping[str, Tensor]) -> None:
@@ -411,6 +439,7 @@ class LSHSoftmax(FullSoftmax):
                 tensor = own[name]
                 assert tensor is not None
                 tensor.numpy()[:] = array  # no second copy in memory
+        layer._num_removed = -1
         layer._load_retriever(retriever)
         return layer
 
@@ -425,20 +454,11 @@ class _Touching:
     def finish(self, weight: Floats, wanted: bool) -> Floats | None:
         grad = self._step.finish(weight, wanted)
         layer, ids = self._layer, self._step.active.ids
-        if layer._is_built and layer._retriever is not None:
-            layer._ready(layer._retriever).touch(ids)
+        layer._num_updates += 1
+        if retriever := layer._built():
+            layer._ready(retriever).touch(ids)
         return grad
 
 
 def _is_log_uniform(sampler: str | dict[str, Any]) -> bool:
     return isinstance(sampler, dict) and sampler.get("name") == "log_uniform"
-
-
-def _best(scores: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of each row, padded with -inf if there are fewer columns."""
-    if scores.shape[1] < k:
-        lack = k - scores.shape[1]
-        scores = functional.pad(scores, (0, lack), value=-torch.inf)
-        ids = functional.pad(ids, (0, lack), value=-1)
-    values, at = scores.topk(k)
-    return values, ids.gather(1, at)

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedsvc.outputs.active import Chooser, Correction, estimate
 from embedsvc.outputs.sampling import SAMPLERS, key_of
@@ -55,6 +57,32 @@ def test_certain_classes_are_not_corrected_and_none_is_twice() -> None:
     assert (active.shift[active.shift != 0] < 0).all()
     assert active.ids[active.at[[0, 1, 1], [0, 0, 1]]].tolist() == [7, 7, 3]
     assert active.at[0, 1] == -1
+
+
+@given(
+    st.lists(st.lists(st.integers(-1, C - 1), min_size=2, max_size=2), min_size=1, max_size=40),
+    st.sets(st.integers(0, C - 1)),
+    st.integers(0, 50),
+    st.integers(0, 100),
+)
+def test_what_is_active_follows_from_what_is_asked(
+    targets: list[list[int]], retrieved: set[int], samples: int, step: int
+) -> None:
+    chosen, key = chooser(samples), key_of(0, step)
+    active = chosen.choose(np.array(targets), np.array(sorted(retrieved), np.int64), key)
+    drawn = set(chosen._order[chosen._sampler.draw(samples, key)[0]].tolist())
+    labels = {label for row in targets for label in row if label >= 0}
+    certain = {*chosen.head.tolist(), *labels, *retrieved}
+    assert sorted(active.ids.tolist()) == sorted(certain | drawn)
+    shifts = dict(zip(active.ids.tolist(), active.shift.tolist(), strict=True))
+    chance = chosen._sampler.chances()
+    for rank, c in enumerate(chosen._order.tolist()):
+        if c in certain:
+            assert shifts[c] == 0
+        elif c in drawn:
+            assert shifts[c] == pytest.approx(np.log(1 - (1 - chance[rank]) ** samples), rel=1e-4)
+    for row, places in zip(targets, active.at.tolist(), strict=True):
+        assert [active.ids[at] if at >= 0 else -1 for at in places] == row
 
 
 def test_many_draws_make_all_classes_certain() -> None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from embedsvc.outputs.full import FullSoftmax
 from embedsvc.outputs.lsh_softmax import LSHSoftmax
+from embedsvc.outputs.retrievers import RETRIEVERS
 from partitions.errors import ConfigError, DataError
 
 D = 6
@@ -263,6 +264,22 @@ def test_topk_of_head_and_retrieved_is_exact_when_the_retriever_is() -> None:
 
 
 @pytest.mark.parametrize("fused", [True, False])
+def test_answers_follow_training(fused: bool) -> None:
+    model = layer(fused=fused, lr=0.5, head=300)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    hidden, target = batch(9, 300)
+    for _ in range(3):
+        model(hidden, target).loss.backward()
+        if not fused:
+            optimizer.step()
+        exact, found = model.topk(hidden, 5, exact=True), model.topk(hidden, 5)
+        assert torch.allclose(exact.values, found.values, atol=1e-6)
+    model.load_state_dict(layer(seed=7, fused=fused).state_dict())
+    exact, found = model.topk(hidden, 5, exact=True), model.topk(hidden, 5)
+    assert torch.allclose(exact.values, found.values, atol=1e-6)
+
+
+@pytest.mark.parametrize("fused", [True, False])
 def test_added_classes_are_learnt_and_found(fused: bool) -> None:
     model = layer(20, fused=fused, lr=0.5)
     hidden, target = batch(9, 20)
@@ -305,6 +322,40 @@ def test_two_forward_passes_before_their_backward_passes() -> None:
     (twin(*first).loss + twin(*second).loss).backward()
     optimizer.step()
     assert torch.allclose(model.weight, twin.weight, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(RETRIEVERS))
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_layer_lives_with_any_retriever(name: str, fused: bool, tmp_path: Path) -> None:
+    """Learns, loses and gains classes, is saved, and goes on as it would have."""
+    spec = {"name": name, "window": 4} if name == "wta" else name  # rows are short here
+    model = layer(500, retriever=spec, fused=fused, lr=0.5, threads=1)
+    model.rebuild()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+
+    def learn(seed: int) -> None:
+        hidden, target = batch(9, 400, seed)
+        optimizer.zero_grad()
+        model(hidden, target).loss.backward()
+        if not fused:
+            optimizer.step()
+
+    for seed in range(4):
+        learn(seed)
+    model.remove_classes(range(400, 450))
+    model.add_classes(200)
+    for seed in range(4, 8):
+        learn(seed)
+    hidden = batch(50, 400)[0].detach()
+    found = model.topk(hidden, 5)
+    assert (model.log_prob(hidden).gather(1, found.indices) > -torch.inf).all()
+    assert all(len(set(row)) == 5 for row in found.indices.tolist())
+    assert model.retriever is not None and model.retriever.num_bytes > 0
+    model.save(tmp_path / "layer")
+    other = LSHSoftmax.load(tmp_path / "layer", threads=1)
+    assert (other.topk(hidden, 5).indices == found.indices).all()
+    hidden, target = batch(9, 400, 9)
+    assert model(hidden, target).output.tolist() == other(hidden, target).output.tolist()
 
 
 @pytest.mark.gpu
