@@ -169,6 +169,8 @@ class TrainConfig(Table):
     its tables are in memory, "random" (the default) at any time when they are."""
     commit_every_s: Annotated[float, Field(ge=0)] = 30.0
     """A checkpoint at the end of the first bucket after this many seconds; 0: at every bucket."""
+    tensorboard: bool = False
+    """Write the curves for TensorBoard as well, into checkpoint/tensorboard."""
     seed: Annotated[int, Field(ge=0, lt=1 << 64)] = 1
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads that train side by side; 1: the same bits at every run; unset: all cores."""

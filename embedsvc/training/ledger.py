@@ -1,7 +1,11 @@
-"""The ledger: one line a bucket in the log and in metrics.jsonl, and a bar on a terminal."""
+"""The ledger: one line a bucket in the log and in metrics.jsonl, and a bar on a terminal.
+
+A line of an evaluation has no bucket. For TensorBoard what is written is told to `Curves` too.
+"""
 
 import json
 import logging
+import time
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -9,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from embedsvc.training.tensorboard import Curves
 from partitions.schedule import Lease
 
 logger = logging.getLogger(__name__)
@@ -34,7 +39,13 @@ class Ledger:
             transient=True,
         )
         self._task: TaskID | None = None
+        self._curves: Curves | None = None
         _drop_torn_line(metrics)
+
+    def draw_curves(self, epoch: int, num_done: int) -> None:
+        """For TensorBoard, from what is committed on: whole epochs, and buckets of the next."""
+        lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.exists() else []
+        self._curves = Curves(self.metrics.parent, map(json.loads, lines), epoch, num_done)
 
     def __enter__(self) -> "Ledger":
         self._bar.start()
@@ -64,8 +75,8 @@ class Ledger:
             loss=self._bucket_loss / max(self._bucket_edges, 1),
         )
 
-    def close(self, done: int, num_buckets: int, wait_s: float) -> None:
-        """The bucket is trained; it may not be committed yet."""
+    def close(self, done: int, num_buckets: int, wait_s: float, lr: float) -> None:
+        """The bucket is trained; it may not be committed yet. lr: in the middle of it."""
         seconds = perf_counter() - self._start
         self.num_edges += self._bucket_edges
         self.train_s += seconds
@@ -80,10 +91,10 @@ class Ledger:
             "edges_per_s": round(self._bucket_edges / max(seconds, 1e-9)),
             "loss": self.last_loss,
             "wait_s": round(wait_s, 4),
+            "lr": lr,
             "token": lease.token,
         }
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        self._record(record)
         if self._bar.disable:
             logger.info(
                 "epoch=%d/%d bucket=(%d,%d) done=%d/%d edges_per_s=%d loss=%.4f wait_s=%.2f",
@@ -96,6 +107,17 @@ class Ledger:
                 self.last_loss,
                 wait_s,
             )
+
+    def judged(self, epoch: int, metric: str, value: float) -> None:
+        """The commit that ends `epoch`, counted from 1, was evaluated."""
+        self._record({"epoch": epoch, metric: value})
+
+    def _record(self, record: dict[str, Any]) -> None:
+        record["time"] = round(time.time(), 3)
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._curves is not None:
+            self._curves.add(record)
 
 
 def _drop_torn_line(metrics: Path) -> None:

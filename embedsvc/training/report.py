@@ -80,7 +80,9 @@ def page(
             floor=0.0,
         ),
     ]
-    for name in sorted({key for r in records if "bucket" not in r for key in r} - {"epoch"}):
+    for name in sorted(
+        {key for r in records if "bucket" not in r for key in r} - {"epoch", "time"}
+    ):
         judged = [r for r in records if name in r and isinstance(r[name], int | float)]
         if judged:
             judged.sort(key=_number)

@@ -63,6 +63,10 @@ class EarlyStopping:
         return [(epoch, value) for epoch, value in history] if found == self._about else []
 
     @property
+    def metric(self) -> str:
+        return self._config.metric
+
+    @property
     def best(self) -> tuple[int, float]:
         """(epoch, value); the earliest of equals."""
         return max(self.history, key=lambda found: found[1])
@@ -74,11 +78,12 @@ class EarlyStopping:
             return False
         return len(self.history) - 1 - self.history.index(self.best) >= self._config.patience
 
-    def judge(self, epoch: int) -> None:
-        """Evaluate the newest commit, which ends `epoch`, unless it is not due or done already."""
+    def judge(self, epoch: int) -> float | None:
+        """Evaluate the newest commit, which ends `epoch`, unless it is not due or done already.
+        Returns what was found."""
         known = {found[0] for found in self.history}
         if epoch == 0 or epoch % self._config.every_epochs or epoch in known or self.stopped:
-            return
+            return None
         start = time.perf_counter()
         trained = Trained(self._graph, self._checkpoint.path, newest=True)
         edges = sample(trained.edges("valid"), self._config.max_edges)
@@ -94,6 +99,7 @@ class EarlyStopping:
             *(epoch, self._config.metric, value, len(edges), self.best[0]),
             *(time.perf_counter() - start, " stop" if self.stopped else ""),
         )
+        return value
 
 
 def forget(checkpoint: Checkpoint) -> None:

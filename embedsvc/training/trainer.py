@@ -57,7 +57,7 @@ _FREE = {
     for key in (
         *("epochs", "early_stopping", "only_changed", "commit_every_s"),
         *("step", "threads", "memory_mb", "buffer", "prefetch", "page_cache"),
-        *("device", "tf32"),
+        *("device", "tf32", "tensorboard"),
     )
 }
 _LARGEST = float(np.finfo(np.float32).max)
@@ -185,7 +185,10 @@ class _Trainer:
             closing(self.buffer),
             Ledger(self.checkpoint.path / METRICS, self.config.epochs) as ledger,
         ):
-            while not self._stops(uncommitted) and not self.schedule.finished:
+            if self.config.tensorboard:
+                progress = self.schedule.progress
+                ledger.draw_curves(progress.epoch, len(progress.done))
+            while not self._stops(uncommitted, ledger) and not self.schedule.finished:
                 lease = self.schedule.acquire(_WORKER)
                 if lease is None:  # the epoch's buckets are all trained: make them count
                     self._commit(uncommitted)
@@ -213,12 +216,14 @@ class _Trainer:
             self.stopping.best[0] if self.stopping and self.stopping.history else None,
         )
 
-    def _stops(self, uncommitted: list[Lease]) -> bool:
+    def _stops(self, uncommitted: list[Lease], ledger: Ledger) -> bool:
         """Where an epoch has just ended, all of it committed: whether it was the last one."""
         progress = self.schedule.progress
         if self.stopping is None or uncommitted or progress.done:
             return False
-        self.stopping.judge(progress.epoch)
+        found = self.stopping.judge(progress.epoch)
+        if found is not None:
+            ledger.judged(progress.epoch, self.stopping.metric, found)
         return self.stopping.stopped
 
     def _train_bucket(self, lease: Lease, ledger: Ledger, edges_left: int) -> None:
@@ -237,7 +242,8 @@ class _Trainer:
                 if (largest := self._overflow(table)) is not None:
                     raise DataError(self._diverged(lease, largest, f"vectors of {slot[0]}"))
         waiting, total = self.schedule.num_waiting, self.schedule.num_buckets
-        ledger.close(total - waiting, total, self.buffer.wait_s - wait_before)
+        lr = self.config.lr * self._rate(lease)(len(edges))
+        ledger.close(total - waiting, total, self.buffer.wait_s - wait_before, lr)
 
     def _overflow(self, table: Table | DeviceTable) -> float | None:
         """What in a table just trained is no number, or too large for two vectors to be scored.
