@@ -68,5 +68,6 @@ class Retriever(Protocol):
 RETRIEVERS: Registry[Retriever] = Registry("retriever")
 
 from embedsvc.outputs.retrievers import exact as exact  # noqa: E402  (they register themselves)
+from embedsvc.outputs.retrievers import partition as partition  # noqa: E402
 from embedsvc.outputs.retrievers import simhash as simhash  # noqa: E402
 from embedsvc.outputs.retrievers import wta as wta  # noqa: E402

@@ -1,0 +1,681 @@
+"""A learned partition: classes in cells by k-means, of which a query looks into a few.
+
+Rows are r = [w, b] without their mean, which every class scores alike; a query is [x, 1]. Nearness
+is not a high inner product, as long rows win from afar, so k-means sees one more coordinate, the
+length that a row lacks (Bachrach et al. 2014): r' = [w, b, sqrt(m^2 - |r|^2)]. The longest tenth of
+the rows lacks nothing: m is the length that nine tenths do not reach, since a few very long ones
+would leave all others nothing but that coordinate. So cells hold rows alike in direction and in
+length.
+
+A query visits the `probes` cells with the highest
+
+    <mean of the cell, [x, 1]> + reach * spread * |x|,
+
+spread^2 being the mean squared distance from the cell's mean, per coordinate: about how high its
+best row scores, not its mean one. With 1024 cells of a million classes of Zipf's frequencies, this
+reads a third to a half of the rows that the usual rules read for equal recall (nearest centroid,
+highest mean, k-means on directions alone).
+
+A class is one int, its cell. It is looked at on every n-th touch: its cell's mean and spread follow
+it, and it moves if another cell is nearer. Queries that come
+together are grouped by cell, so that each cell visited is one product, rounded to bfloat16 where
+that is fast; the best of it are scored anew, exactly. `packed` keeps a copy of the rows in the
+order of cells, for answering: without it, rows are gathered from all over the weights.
+
+`pin` puts classes where every query looks: the most frequent ones.
+
+Letters: C classes, D dimension, K cells, Q queries, P probes, n rows, m rows of a tile.
+"""
+
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
+from embedsvc.outputs.retrievers.lists import Lists
+from embedsvc.outputs.retrievers.products import (
+    multiply,
+    one_thread_each,
+    pack,
+    packed_dtype,
+    round_rows,
+)
+from embedsvc.outputs.retrievers.touches import Touches
+from partitions.errors import ConfigError
+
+_CHUNK = 16_384  # rows read at a time
+_TILE_ROWS, _TILE_QUERIES = 1024, 256  # their scores: 1 MB
+_BLOCK = 64  # scores looked at together
+_FEW = 32  # queries that one thread answers sooner than two
+_LONGEST = 0.9  # of the rows are no longer than m
+
+
+@RETRIEVERS.add("partition")
+class Partition:
+    """k-means cells over [w, b]; the first id retrieved is the best."""
+
+    def __init__(
+        self,
+        cells: int | None = None,  # unset: the root of the number of classes
+        probes: int = 16,  # cells that a query visits
+        check_every: int = 20,  # touches of a class
+        reach: float = 3.0,  # spreads
+        rounds: int = 6,  # of k-means
+        sample: int = 64,  # rows a cell that k-means sees
+        packed: bool = False,
+        seed: int = 0,
+    ) -> None:
+        if (cells is not None and cells < 1) or probes < 1 or not 1 <= check_every <= 255:
+            raise ConfigError(
+                f"retriever partition: expected cells and probes of 1 or more and check_every of 1 "
+                f"to 255, found {cells}, {probes} and {check_every}."
+            )
+        self.cells, self.probes, self.check_every, self.reach = cells, probes, check_every, reach
+        self.rounds, self.sample, self.packed, self.seed = rounds, sample, packed, seed
+        self.upkeep_s = 0.0
+
+    @property
+    def num_bytes(self) -> int:
+        own = (self.cell_C, self._touches.left_C, self._center_KE, self._center_KD, self._rows)
+        return self._lists.num_bytes + sum(array.nbytes for array in own if array is not None)
+
+    # --- building ---------------------------------------------------------------------------------
+
+    def fit(self, weight_CD: Floats, bias_C: Floats | None) -> None:
+        self.rebind(weight_CD, bias_C)
+        num_classes, dim = weight_CD.shape
+        rng = np.random.default_rng(self.seed)
+        num_cells = min(self.cells or max(1, round(num_classes**0.5)), max(1, num_classes))
+        self._mean_D = weight_CD.mean(axis=0, dtype=np.float32)
+        self._mean_bias = np.float32(0 if bias_C is None or not num_classes else bias_C.mean())
+        sample = rng.permutation(num_classes)[: self.sample * num_cells]
+        self._length = np.float32(np.inf)
+        lengths = np.linalg.norm(self._augmented(sample)[:, : dim + 1], axis=1)
+        self._length = np.float32(np.quantile(lengths, _LONGEST) if len(lengths) else 0)
+        rows = self._augmented(np.sort(sample))
+        self._center_KE = rows[rng.permutation(len(rows))[:num_cells]]
+        if not num_classes:
+            self._center_KE = np.zeros((1, dim + 2), np.float32)
+        for _ in range(self.rounds):
+            self._use_centers()
+            cell = self._nearest(rows)
+            size = np.bincount(cell, minlength=len(self._center_KE))
+            sums = np.zeros(self._center_KE.shape)
+            _add_to(sums, cell, rows)
+            self._center_KE = (sums / np.maximum(size, 1)[:, None]).astype(np.float32)
+            # Cells of next to nothing are better used where the crowd is.
+            small = np.flatnonzero(size < len(rows) / len(size) / 8)
+            crowded = rng.choice(len(rows), len(small), p=size[cell] / size[cell].sum())
+            self._center_KE[small] = rows[crowded]
+        self._use_centers()
+        self.cell_C = np.empty(num_classes, np.int32)
+        for begin in range(0, num_classes, _CHUNK):
+            ids = np.arange(begin, min(begin + _CHUNK, num_classes))
+            self.cell_C[ids] = self._nearest(self._augmented(ids))
+        self._measure_cells()
+        self._touches = Touches(num_classes, self.check_every, self.seed)
+        self._fill_lists()
+
+    def _measure_cells(self) -> None:
+        """Means and spreads of all cells, from all rows."""
+        num_cells, width = self._center_KE.shape
+        size = np.bincount(self.cell_C, minlength=num_cells)
+        sums, squares = np.zeros((num_cells, width)), np.zeros(num_cells)
+        for begin in range(0, len(self.cell_C), _CHUNK):
+            cell = self.cell_C[begin : begin + _CHUNK]
+            rows = self._augmented(np.arange(begin, begin + len(cell)))
+            _add_to(sums, cell, rows)
+            squares += np.bincount(cell, (rows[:, :-1] ** 2).sum(axis=1), num_cells)
+        full = size > 0
+        self._center_KE[full] = sums[full] / size[full, None]
+        inner = (self._center_KE[:, :-1].astype(np.float64) ** 2).sum(axis=1)
+        variance = np.maximum(squares / np.maximum(size, 1) - inner, 0) / (width - 2)
+        self._variance_K = np.where(full, variance, 0).astype(np.float32)
+        self._use_centers()
+
+    def _use_centers(self) -> None:
+        self._center_KD = pack(np.ascontiguousarray(self._center_KE[:, :-2]))
+        self._half_K = (self._center_KE**2).sum(axis=1) / 2
+
+    def _fill_lists(self) -> None:
+        """The last list is of pinned classes."""
+        live = np.flatnonzero(self.cell_C >= 0)
+        self._lists = Lists(len(self._center_KE) + 1, live, self.cell_C[live])
+        self._rows: Any = None
+        self._offset: Any = None
+        self._stale = np.zeros(0, np.bool_)
+        if self.packed:
+            self._refresh()
+
+    def rebind(self, weight_CD: Floats, bias_C: Floats | None) -> None:
+        self._weight = weight_CD
+        self._bias = np.zeros(len(weight_CD), np.float32) if bias_C is None else bias_C
+        if hasattr(self, "cell_C"):
+            new = len(weight_CD) - len(self.cell_C)
+            self.cell_C = np.concatenate([self.cell_C, np.full(new, -1, np.int32)])
+            self._touches.resize(len(weight_CD))
+
+    def _augmented(self, ids: Ids) -> Floats:
+        """float32 [n, D + 2]: w, b, and the length that is lacking; the mean taken off."""
+        dim = self._weight.shape[1]
+        rows = np.empty((len(ids), dim + 2), np.float32)
+        _augment(self._weight, self._bias, ids, self._mean_D, self._mean_bias, self._length, rows)
+        return rows
+
+    def _nearest(self, rows_nE: Floats) -> NDArray[np.int32]:
+        """The cell whose center is nearest to each of the rows."""
+        out = np.empty(len(rows_nE), np.int32)
+        ends_2K = np.ascontiguousarray(self._center_KE[:, -2:].T)
+
+        def work(part: slice) -> None:
+            with one_thread_each():
+                for begin in range(part.start, part.stop, _TILE_QUERIES):
+                    tile = slice(begin, min(begin + _TILE_QUERIES, part.stop))
+                    rows = rows_nE[tile]
+                    scores = np.empty((len(rows), len(self._center_KE)), np.float32)
+                    packed = pack(np.ascontiguousarray(rows[:, :-2]))
+                    multiply(packed, self._center_KD, scores)
+                    _nearest(scores, rows, ends_2K, self._half_K, out[tile])
+
+        _in_parallel(len(rows_nE), work)
+        return out
+
+    # --- upkeep -----------------------------------------------------------------------------------
+
+    def touch(self, ids: Ids) -> None:
+        start = perf_counter()
+        if self._rows is not None:
+            cells = self.cell_C[ids]
+            self._stale[cells[cells >= 0]] = True
+        due = self._touches.due(ids)
+        cell = self.cell_C[due]
+        self._place(due[(cell >= 0) & (cell < len(self._center_KE))])
+        self.upkeep_s += perf_counter() - start
+
+    def add(self, ids: Ids) -> None:
+        start = perf_counter()
+        self._place(ids)
+        self.upkeep_s += perf_counter() - start
+
+    def remove(self, ids: Ids) -> None:
+        start = perf_counter()
+        self._move(ids, np.full(len(ids), -1, np.int32))
+        self.upkeep_s += perf_counter() - start
+
+    def pin(self, ids: Ids) -> None:
+        """From now on, every query looks at these classes, and at none of those pinned before."""
+        pinned = self._lists.members(len(self._center_KE)).astype(np.int64)
+        self._place(np.setdiff1d(pinned, ids))
+        self._move(ids, np.full(len(ids), len(self._center_KE), np.int32))
+
+    def _place(self, ids: Ids) -> None:
+        """Into the cells nearest now, whose means and spreads take notice."""
+        if len(ids):
+            rows = self._augmented(ids)
+            cell = self._nearest(rows)
+            self._move(ids, cell)
+            seen = self._lists.space.size
+            _follow(rows, cell, seen, self._center_KE, self._variance_K, self._half_K)
+            changed = np.unique(cell)
+            self._center_KD[changed] = pack(np.ascontiguousarray(self._center_KE[changed, :-2]))
+
+    def _move(self, ids: Ids, cell: NDArray[np.int32]) -> None:
+        old = self.cell_C[ids]
+        moved = old != cell
+        ids, old, cell = ids[moved], old[moved], cell[moved]
+        before = self._lists.space
+        self._lists.remove(ids[old >= 0], old[old >= 0])
+        self._lists.insert(ids[cell >= 0], cell[cell >= 0])
+        self.cell_C[ids] = cell
+        if self._rows is not None:
+            self._stale[old[old >= 0]] = True
+            self._stale[cell[cell >= 0]] = True
+            if self._lists.space is not before:
+                self._rows = None
+
+    def _refresh(self) -> None:
+        """Bring the copy of the rows up to date, before it is read."""
+        space = self._lists.space
+        if self._rows is None:
+            self._rows = np.empty((len(space.ids), self._weight.shape[1]), packed_dtype())
+            self._offset = np.empty(len(space.ids), np.float32)
+            self._stale = np.ones(len(space.start), np.bool_)
+        for cell in np.flatnonzero(self._stale).tolist():
+            begin = space.start[cell]
+            place = slice(begin, begin + space.size[cell])
+            self._gather(space.ids[place], self._rows[place], self._offset[place])
+        self._stale[:] = False
+
+    def _gather(self, ids: NDArray[np.int32], rows: Any, offset: Floats) -> None:
+        """Rows and biases without their means."""
+        plain = rows if rows.dtype == np.float32 else np.empty(rows.shape, np.float32)
+        _centered(self._weight, self._bias, ids, self._mean_D, self._mean_bias, plain, offset)
+        if rows is not plain:
+            round_rows(plain, rows)
+
+    # --- answering --------------------------------------------------------------------------------
+
+    def retrieve(self, queries_QD: Floats, limit: int) -> Ids:
+        """Best first; asked for as many as there are, it looks everywhere."""
+        return self.top(queries_QD, limit)[0]
+
+    def top(self, queries_QD: Floats, k: int) -> tuple[Ids, Floats]:
+        """int64 [Q, k] and their exact scores, best first; padded with -1 and -inf."""
+        queries_QD = np.ascontiguousarray(queries_QD, np.float32)
+        num_queries = len(queries_QD)
+        ids = np.full((num_queries, k), -1, np.int64)
+        scores = np.full((num_queries, k), -np.inf, np.float32)
+        if not num_queries or not k:
+            return ids, scores
+        if self.packed:
+            self._refresh()
+            if num_queries == 1 and self._rows.dtype == np.uint16:
+                self._top_one(queries_QD, ids, scores)
+                return ids, scores
+        packed = pack(queries_QD)
+        grouped, ends = self._group(queries_QD, packed, self._num_probes(k))
+        # Candidates by the rounded scores, of each thread those of its own cells; some to spare.
+        spare = _spare(k)
+        work_K = np.diff(ends, prepend=0) * self._lists.space.size
+        visited = np.flatnonzero(work_K)
+        cells = iter(visited[np.argsort(-work_K[visited])].tolist())
+        lock = threading.Lock()
+        found: list[tuple[Floats, Ids]] = []
+
+        def work(_: int) -> None:
+            best = np.full((num_queries, spare), -np.inf, np.float32)
+            which = np.full((num_queries, spare), -1, np.int64)
+            found.append((best, which))
+            with one_thread_each():
+                for cell in _shared_out(cells, lock):
+                    begin = ends[cell - 1] if cell else 0
+                    self._visit(cell, packed, grouped[begin : ends[cell]], best, which)
+
+        threads = min(_num_cores(), max(1, num_queries // _FEW))
+        if threads == 1:
+            work(0)
+        else:
+            with ThreadPoolExecutor(threads, "retrieve") as pool:
+                list(pool.map(work, range(threads)))
+        best = found[0][0] if threads == 1 else np.concatenate([f[0] for f in found], axis=1)
+        which = found[0][1] if threads == 1 else np.concatenate([f[1] for f in found], axis=1)
+
+        def finish(part: slice) -> None:
+            _finish(
+                *(best[part], which[part], spare, queries_QD[part], self._weight, self._bias),
+                *(ids[part], scores[part]),
+            )
+
+        _in_parallel(num_queries, finish)
+        return ids, scores
+
+    def _top_one(self, query_1D: Floats, ids: Ids, scores: Floats) -> None:
+        """The same for one query, with one pass over its rows and no products."""
+        spare = _spare(ids.shape[1])
+        best = np.full((1, spare), -np.inf, np.float32)
+        which = np.full((1, spare), -1, np.int64)
+        probes = self._num_probes(ids.shape[1])
+        space = self._lists.space
+        _scan_cells(
+            *(query_1D, self._center_KD, self._reach_2K(), probes, self._rows, self._offset),
+            *(space.ids, space.start, space.size, best, which),
+        )
+        _finish(best, which, spare, query_1D, self._weight, self._bias, ids, scores)
+
+    def _num_probes(self, k: int) -> int:
+        num_cells = len(self._center_KE)
+        everywhere = k >= int(self._lists.space.size.sum())
+        return num_cells if everywhere else min(self.probes, num_cells)
+
+    def _group(self, queries_QD: Floats, packed_QD: Any, probes: int) -> tuple[Any, Any]:
+        """Queries by the cells they visit: those of cell c end at ends[c]. All visit the last."""
+        num_queries, num_cells = len(queries_QD), len(self._center_KE)
+        probe_QP = np.full((num_queries, probes), -1, np.int64)
+
+        def work(part: slice) -> None:
+            with one_thread_each():
+                for begin in range(part.start, part.stop, _TILE_QUERIES):
+                    tile = slice(begin, min(begin + _TILE_QUERIES, part.stop))
+                    scores = self._cell_scores(queries_QD[tile], packed_QD[tile])
+                    _choose(scores, probe_QP[tile])
+
+        _in_parallel(num_queries, work)
+        grouped = np.empty(probe_QP.size + num_queries, np.int32)
+        return grouped, _group(probe_QP, num_cells, grouped)
+
+    def _cell_scores(self, queries_QD: Floats, packed_QD: Any) -> Floats:
+        """float32 [Q, K]; -inf for cells of nothing."""
+        scores = np.empty((len(queries_QD), len(self._center_KE)), np.float32)
+        multiply(packed_QD, self._center_KD, scores)
+        _add_reach(queries_QD, self._reach_2K(), scores)
+        return scores
+
+    def _reach_2K(self) -> Floats:
+        """float32 [2, K]: what a cell's mean adds to each query's score, and its reach."""
+        bias_K = np.where(self._lists.space.size[:-1] > 0, self._center_KE[:, -2], -np.inf)
+        reach_K = np.float32(self.reach) * np.sqrt(self._variance_K)
+        return np.stack([bias_K, reach_K]).astype(np.float32)
+
+    def _visit(self, cell: int, packed: Any, queries: Any, best: Floats, which: Ids) -> None:
+        """Score a cell's classes for the queries that visit it, and keep the best of each."""
+        space = self._lists.space
+        first, size = int(space.start[cell]), int(space.size[cell])
+        if not size or not len(queries):
+            return
+        all_of_them = len(queries) == len(packed)
+        for begin in range(first, first + size, _TILE_ROWS):
+            place = slice(begin, min(begin + _TILE_ROWS, first + size))
+            ids = space.ids[place]
+            if self._rows is not None:
+                rows, offset = self._rows[place], self._offset[place]
+            else:
+                rows = np.empty((len(ids), packed.shape[1]), packed.dtype)
+                offset = np.empty(len(ids), np.float32)
+                self._gather(ids, rows, offset)
+            for start in range(0, len(queries), _TILE_QUERIES):
+                some = queries[start : start + _TILE_QUERIES]
+                left = packed[start : start + len(some)] if all_of_them else packed[some]
+                scores = np.empty((len(some), len(ids)), np.float32)
+                multiply(left, rows, scores)
+                _keep(scores, offset, ids, some, best, which)
+
+    def shared(self, queries_QD: Floats, limit: int) -> Ids:
+        """Pinned classes aside: the cells that queries give most to, their scores as by softmax."""
+        num_cells = len(self._center_KE)
+        if not len(queries_QD):
+            return np.empty(0, np.int64)
+        queries_QD = np.ascontiguousarray(queries_QD, np.float32)
+        with one_thread_each():
+            scores = self._cell_scores(queries_QD, pack(queries_QD))
+        scores -= scores.max(axis=1, keepdims=True)
+        share_K = np.exp(scores, out=scores).sum(axis=0)
+        size = self._lists.space.size
+        order = np.argsort(-share_K, kind="stable")
+        last = int(np.searchsorted(np.cumsum(size[order]), limit))
+        chosen = [self._lists.members(cell) for cell in order[:last].tolist()]
+        missing = limit - sum(len(members) for members in chosen)
+        if last < num_cells and missing:
+            chosen.append(np.sort(self._lists.members(int(order[last])))[:missing])
+        elif missing:
+            chosen.append(np.sort(self._lists.members(num_cells))[:missing])
+        return np.sort(np.concatenate([*chosen, np.empty(0, np.int32)])).astype(np.int64)
+
+    # --- saving -----------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {
+            "cell": self.cell_C,
+            "left": self._touches.left_C,
+            "center": self._center_KE,
+            "variance": self._variance_K,
+            "mean": self._mean_D,
+            "scalars": np.array([self._mean_bias, self._length], np.float32),
+        }
+
+    def load_state(self, state: dict[str, NDArray[Any]]) -> None:
+        self.cell_C = state["cell"].copy()
+        self._touches = Touches(len(self.cell_C), self.check_every, self.seed)
+        self._touches.left_C[:] = state["left"]
+        self._center_KE, self._variance_K = state["center"].copy(), state["variance"].copy()
+        self._mean_D = state["mean"].copy()
+        self._mean_bias, self._length = state["scalars"]
+        self._use_centers()
+        self._fill_lists()
+
+
+def _spare(k: int) -> int:
+    """How many candidates by rounded scores hold the k best by exact ones, almost surely."""
+    return k + 3 + k // 2
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _in_parallel(count: int, work: Any) -> None:
+    """work(slice) of range(count), a slice for each core."""
+    threads = min(_num_cores(), max(1, count // (8 * _FEW)))
+    if threads == 1:
+        work(slice(0, count))
+        return
+    edges = [count * i // threads for i in range(threads + 1)]
+    with ThreadPoolExecutor(threads, "retrieve") as pool:
+        list(pool.map(work, map(slice, edges[:-1], edges[1:])))
+
+
+def _shared_out(items: Iterator[int], lock: threading.Lock) -> Iterator[int]:
+    while True:
+        with lock:
+            item = next(items, None)
+        if item is None:
+            return
+        yield item
+
+
+# --- kernels --------------------------------------------------------------------------------------
+
+
+def _jit(function):  # type: ignore[no-untyped-def]
+    return numba.njit(
+        nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy"
+    )(function)
+
+
+@_jit
+def _augment(weight, bias, ids, mean, mean_bias, length, rows):  # type: ignore[no-untyped-def]
+    dim = weight.shape[1]
+    for i in range(ids.size):
+        squares = np.float32(0)
+        for d in range(dim):
+            value = weight[ids[i], d] - mean[d]
+            rows[i, d] = value
+            squares += value * value
+        value = bias[ids[i]] - mean_bias
+        rows[i, dim] = value
+        squares += value * value
+        rows[i, dim + 1] = np.sqrt(max(length * length - squares, np.float32(0)))
+
+
+@_jit
+def _centered(weight, bias, ids, mean, mean_bias, rows, offset):  # type: ignore[no-untyped-def]
+    for i in range(ids.size):
+        for d in range(mean.size):
+            rows[i, d] = weight[ids[i], d] - mean[d]
+        offset[i] = bias[ids[i]] - mean_bias
+
+
+@_jit
+def _add_to(sums, cell, rows):  # type: ignore[no-untyped-def]
+    for i in range(cell.size):
+        for d in range(sums.shape[1]):
+            sums[cell[i], d] += rows[i, d]
+
+
+@_jit
+def _nearest(scores, rows, ends, half, out):  # type: ignore[no-untyped-def]
+    """scores: of the first D coordinates, mutated; ends: float32 [2, K], the centers' others."""
+    dim = rows.shape[1] - 2
+    for i in range(scores.shape[0]):
+        a, b = rows[i, dim], rows[i, dim + 1]
+        row = scores[i]
+        for c in range(row.size):
+            row[c] += a * ends[0, c] + b * ends[1, c] - half[c]
+        best, which = np.float32(-np.inf), 0
+        for begin in range(0, row.size, _BLOCK):
+            block = row[begin : begin + _BLOCK]
+            if _any_above(block, best):
+                for c in range(block.size):
+                    if block[c] > best:
+                        best, which = block[c], begin + c
+        out[i] = which
+
+
+@_jit
+def _any_above(block, lowest):  # type: ignore[no-untyped-def]
+    """Most blocks hold nothing of interest: this looks at 16 numbers at a time."""
+    hits = np.int32(0)
+    for j in range(block.size):
+        hits = np.int32(hits + np.int32(block[j] > lowest))
+    return hits > 0
+
+
+@_jit
+def _follow(rows, cell, size, center, variance, half):  # type: ignore[no-untyped-def]
+    """Each row seen moves its cell's mean and variance by one part in the cell's size."""
+    width = center.shape[1]
+    for i in range(cell.size):
+        c = cell[i]
+        rate = np.float32(1) / np.float32(max(size[c], 1))
+        distance, squares = np.float32(0), np.float32(0)
+        for d in range(width):
+            gap = rows[i, d] - center[c, d]
+            if d < width - 1:
+                distance += gap * gap
+            center[c, d] += rate * gap
+            squares += center[c, d] * center[c, d]
+        half[c] = squares / 2
+        variance[c] += rate * (distance / np.float32(width - 2) - variance[c])
+
+
+@_jit
+def _add_reach(queries, reach, scores):  # type: ignore[no-untyped-def]
+    for q in range(queries.shape[0]):
+        squares = np.float32(0)
+        for d in range(queries.shape[1]):
+            squares += queries[q, d] * queries[q, d]
+        length = np.sqrt(squares)
+        for c in range(reach.shape[1]):
+            scores[q, c] += reach[0, c] + length * reach[1, c]
+
+
+@_jit
+def _replace_root(best, which, score, number):  # type: ignore[no-untyped-def]
+    """best is a heap, its lowest at the root."""
+    at, size = 0, best.size
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        if child + 1 < size and best[child + 1] < best[child]:
+            child += 1
+        if best[child] >= score:
+            break
+        best[at], which[at] = best[child], which[child]
+        at = child
+    best[at], which[at] = score, number
+
+
+@_jit
+def _keep(scores, offset, ids, queries, best, which):  # type: ignore[no-untyped-def]
+    """Offer score + offset of each id to its query's heap; scores are mutated."""
+    for i in range(scores.shape[0]):
+        q = queries[i]
+        row = scores[i]
+        for j in range(row.size):
+            row[j] += offset[j]
+        for begin in range(0, row.size, _BLOCK):
+            block = row[begin : begin + _BLOCK]
+            if _any_above(block, best[q, 0]):
+                for j in range(block.size):
+                    if block[j] > best[q, 0]:
+                        _replace_root(best[q], which[q], block[j], ids[begin + j])
+
+
+@_jit
+def _choose(scores, probe):  # type: ignore[no-untyped-def]
+    """The cells of the highest scores, in any order."""
+    best = np.empty(probe.shape[1], np.float32)
+    for q in range(scores.shape[0]):
+        best[:] = -np.inf
+        for begin in range(0, scores.shape[1], _BLOCK):
+            block = scores[q, begin : begin + _BLOCK]
+            if _any_above(block, best[0]):
+                for c in range(block.size):
+                    if block[c] > best[0]:
+                        _replace_root(best, probe[q], block[c], begin + c)
+
+
+@_jit
+def _scan_cells(  # type: ignore[no-untyped-def]
+    query, center, reach, probes, rows, offset, ids, start, size, best, which
+):
+    """For one query, rows and centers of bfloat16: the best of its cells and of the pinned."""
+    num_cells = center.shape[0]
+    scores = np.empty((1, num_cells), np.float32)
+    _scan(center, query[0], scores[0])
+    _add_reach(query, reach, scores)
+    cells = np.full((1, probes + 1), num_cells, np.int64)
+    _choose(scores, cells[:, :probes])
+    none = np.zeros(1, np.int64)
+    for i in range(probes + 1):
+        begin = start[cells[0, i]]
+        end = begin + size[cells[0, i]]
+        found = np.empty((1, end - begin), np.float32)
+        _scan(rows[begin:end], query[0], found[0])
+        _keep(found, offset[begin:end], ids[begin:end], none, best, which)
+
+
+@_jit
+def _scan(rows, query, out):  # type: ignore[no-untyped-def]
+    """out = rows query, rows of bfloat16."""
+    dim = query.size
+    bits = np.empty(dim, np.uint32)
+    wide = bits.view(np.float32)
+    for i in range(rows.shape[0]):
+        for d in range(dim):
+            bits[d] = np.uint32(rows[i, d]) << np.uint32(16)
+        total = np.float32(0)
+        for d in range(dim):
+            total += wide[d] * query[d]
+        out[i] = total
+
+
+@_jit
+def _group(probe, num_cells, grouped):  # type: ignore[no-untyped-def]
+    """Queries by cell, into grouped; returns where each cell's end. All are in the last."""
+    size = np.zeros(num_cells + 1, np.int64)
+    for q in range(probe.shape[0]):
+        for p in range(probe.shape[1]):
+            if probe[q, p] >= 0:
+                size[probe[q, p]] += 1
+    size[num_cells] = probe.shape[0]
+    ends = np.cumsum(size)
+    place = ends - size
+    for q in range(probe.shape[0]):
+        for p in range(probe.shape[1]):
+            cell = probe[q, p]
+            if cell >= 0:
+                grouped[place[cell]] = q
+                place[cell] += 1
+        grouped[place[num_cells]] = q
+        place[num_cells] += 1
+    return ends
+
+
+@_jit
+def _finish(best, which, spare, queries, weight, bias, ids, scores):  # type: ignore[no-untyped-def]
+    """Score the `spare` best candidates exactly, and put the best of them first."""
+    for q in range(best.shape[0]):
+        order = np.argsort(-best[q])[:spare]
+        exact = np.empty(order.size, np.float32)
+        for i in range(order.size):
+            c = which[q, order[i]]
+            if c < 0:
+                exact[i] = -np.inf
+                continue
+            total = np.float32(0)
+            for d in range(queries.shape[1]):
+                total += queries[q, d] * weight[c, d]
+            exact[i] = total + bias[c]
+        ranked = np.argsort(-exact)
+        for i in range(min(ids.shape[1], ranked.size)):
+            if which[q, order[ranked[i]]] >= 0:
+                ids[q, i] = which[q, order[ranked[i]]]
+                scores[q, i] = exact[ranked[i]]

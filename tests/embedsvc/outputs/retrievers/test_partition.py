@@ -1,0 +1,166 @@
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from embedsvc.outputs.generator import Generator, exact_top
+from embedsvc.outputs.retrievers import products
+from embedsvc.outputs.retrievers.partition import Partition
+from partitions.errors import ConfigError
+
+
+def recall(found: NDArray[np.int64], best: NDArray[np.int64]) -> float:
+    return float(np.mean([np.isin(b, f).mean() for f, b in zip(found, best, strict=True)]))
+
+
+@pytest.fixture(scope="module")
+def zipf() -> Generator:
+    return Generator(20_000, dim=32, noise=2.5, seen=100_000, seed=1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("num_queries", [1, 40, 600])
+def test_all_cells_give_the_exact_best(zipf: Generator, packed: bool, num_queries: int) -> None:
+    weight, bias = zipf.weights()
+    queries, _ = zipf.examples(num_queries)
+    partition = Partition(cells=50, probes=50, packed=packed)
+    partition.fit(weight, bias)
+    ids, scores = partition.top(queries, 10)
+    best_ids, best_scores = exact_top(weight, bias, queries, 10)
+    np.testing.assert_allclose(scores, best_scores, rtol=1e-4, atol=1e-4)
+    assert (ids == best_ids).mean() > 0.999  # but for ties in float32
+
+
+def test_a_few_cells_hold_most_of_the_best(zipf: Generator) -> None:
+    """Floors of this seed, .949 and .997, less what another machine's rounding may move."""
+    weight, bias = zipf.weights()
+    queries, _ = zipf.examples(1000)
+    best, _ = exact_top(weight, bias, queries, 10)
+    partition = Partition(cells=128, probes=8)
+    partition.fit(weight, bias)
+    assert recall(partition.retrieve(queries, 10), best) > 0.9
+    partition.probes = 32
+    assert recall(partition.retrieve(queries, 10), best) > 0.98
+
+
+def test_pinned_classes_are_where_every_query_looks(zipf: Generator) -> None:
+    weight, bias = zipf.weights()
+    queries, _ = zipf.examples(1000)
+    best, _ = exact_top(weight, bias, queries, 10)
+    partition = Partition(cells=128, probes=4)
+    partition.fit(weight, bias)
+    before = recall(partition.retrieve(queries, 10), best)
+    frequent = np.argsort(-zipf.probability_C)
+    partition.pin(frequent[:1000])
+    after = recall(partition.retrieve(queries, 10), best)
+    assert after > before
+    found = partition.retrieve(queries, 10)
+    pinned_best = np.isin(best, frequent[:1000])
+    assert all(
+        set(b[p].tolist()) <= set(f.tolist())
+        for f, b, p in zip(found, best, pinned_best, strict=True)
+    )
+    partition.pin(frequent[:500])  # the others go back into cells
+    sizes = partition._lists.space.size
+    assert sizes[-1] == 500 and sizes.sum() == 20_000
+    partition.touch(frequent[:500])
+    assert partition._lists.space.size[-1] == 500
+
+
+def test_rows_lie_in_the_cells_that_a_plain_loop_finds() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((500, 8)).astype(np.float32)
+    bias = rng.standard_normal(500).astype(np.float32)
+    partition = Partition(cells=10, check_every=1)
+    partition.fit(weight, bias)
+    rows = np.column_stack([weight - weight.mean(axis=0), bias - bias.mean()]).astype(float)
+    lengths = np.linalg.norm(rows, axis=1)
+    longest = np.quantile(lengths, 0.9)
+    lacking = np.sqrt(np.maximum(longest**2 - lengths**2, 0))
+    rows = np.column_stack([rows, lacking])
+    centers = partition._center_KE.astype(float)
+    partition.touch(np.arange(0))  # nothing
+    distance = ((rows[:, None] - centers) ** 2).sum(axis=2)
+    own = distance[np.arange(500), partition.cell_C]
+    # Rounding to bfloat16 may choose between two that are nearly as near, and the centers moved
+    # to the means of their rows after the last look.
+    assert (own < 1.1 * distance.min(axis=1) + 0.5).mean() > 0.95
+    for cell in range(10):
+        members = partition._lists.members(cell)
+        assert set(members.tolist()) == set(np.flatnonzero(partition.cell_C == cell).tolist())
+        np.testing.assert_allclose(centers[cell], rows[members].mean(axis=0), atol=1e-4)
+        spread = ((rows[members, :-1] - rows[members, :-1].mean(axis=0)) ** 2).sum(axis=1).mean()
+        assert partition._variance_K[cell] == pytest.approx(spread / 8, rel=1e-3)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_recall_after_drift_is_that_of_a_fresh_build(packed: bool) -> None:
+    """All rows wander a fifth of the way to those of other classes, a fortieth of them a step."""
+    generator = Generator(20_000, dim=32, noise=2.5, seen=100_000, seed=1)
+    towards = Generator(20_000, dim=32, noise=2.5, seen=100_000, seed=2)
+    weight, bias = generator.weights()
+    new_weight, new_bias = (
+        old + np.float32(0.2) * (new - old)
+        for old, new in zip((weight, bias), towards.weights(), strict=True)
+    )
+    rng = np.random.default_rng(0)
+    drifted = Partition(cells=128, probes=16, packed=packed)
+    drifted.fit(weight, bias)
+    queries = np.concatenate([generator.examples(500)[0], towards.examples(500)[0]])
+    steps = 2000
+    left = np.full(20_000, steps // 40)
+    for _ in range(steps):
+        ids = rng.choice(20_000, 500, replace=False)
+        share = np.float32(1) / np.maximum(left[ids], 1).astype(np.float32)
+        weight[ids] += (new_weight[ids] - weight[ids]) * share[:, None]
+        bias[ids] += (new_bias[ids] - bias[ids]) * share
+        left[ids] -= 1
+        drifted.touch(ids)
+    best, _ = exact_top(weight, bias, queries, 10)
+    fresh = Partition(cells=128, probes=16)
+    fresh.fit(weight, bias)
+    kept, anew = (recall(r.retrieve(queries, 10), best) for r in (drifted, fresh))
+    assert kept > anew - 0.01
+
+
+def test_shared_cells_are_those_of_the_queries(zipf: Generator) -> None:
+    weight, bias = zipf.weights()
+    queries, target = zipf.examples(64)
+    partition = Partition(cells=256)
+    partition.fit(weight, bias)
+    shared = partition.shared(queries, 3000)
+    assert len(shared) == 3000
+    by_chance = 3000 / 20_000
+    assert np.isin(target, shared).mean() > 2 * by_chance
+    assert len(partition.shared(queries, 20_000)) == 20_000
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("num_queries", [1, 100])
+def test_machines_without_bfloat16_find_the_same(
+    zipf: Generator, monkeypatch: pytest.MonkeyPatch, packed: bool, num_queries: int
+) -> None:
+    weight, bias = zipf.weights()
+    queries, _ = zipf.examples(num_queries)
+    monkeypatch.setattr(products, "_library", lambda: None)
+    partition = Partition(cells=50, probes=50, packed=packed)
+    partition.fit(weight, bias)
+    best, _ = exact_top(weight, bias, queries, 10)
+    assert (partition.retrieve(queries, 10) == best).mean() > 0.999
+
+
+def test_products_round_their_inputs_only() -> None:
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal((n, 40)).astype(np.float32) for n in (7, 9))
+    out = np.empty((7, 9), np.float32)
+    products.multiply(products.pack(left), products.pack(right), out)
+    rounded = [torch.from_numpy(x).bfloat16().double().numpy() for x in (left, right)]
+    if products.packed_dtype() == np.float32:
+        rounded = [left, right]
+    np.testing.assert_allclose(out, rounded[0] @ rounded[1].T, rtol=1e-4, atol=1e-4)
+
+
+def test_settings_are_checked() -> None:
+    for settings in ({"cells": 0}, {"probes": 0}, {"check_every": 0}):
+        with pytest.raises(ConfigError, match="retriever partition: "):
+            Partition(**settings)  # type: ignore[arg-type]
