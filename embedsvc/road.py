@@ -24,7 +24,7 @@ from partitions.gate.anomalies import Refused
 from partitions.graph import Graph
 from partitions.graph_writer import WRITING
 from partitions.importer import ImportReport
-from partitions.memory import peak_bytes
+from partitions.memory import forget_peak, peak_bytes
 from partitions.progress import rows_bar
 from partitions.validation import SCHEMA
 
@@ -165,6 +165,7 @@ class Road:
 
         graph, model = self._graph(), self.settings.table("model", ModelConfig)
         config = self.settings.table("train", TrainConfig)
+        forget_peak()  # of an import before it, in embedsvc run
         report = train(graph, self.folders.checkpoint, model, config)
         if report.best_epoch is not None:
             stopped = ", stopped early" if report.stopped_early else ""

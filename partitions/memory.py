@@ -2,6 +2,7 @@
 
 import os
 import resource
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -21,8 +22,14 @@ def available_bytes(limit_mb: int | None = None) -> int:
     return min(limits)
 
 
+def forget_peak() -> None:
+    """Let `peak_bytes` count from what is held now; only Linux can."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_bytes() -> int:
-    """The most memory that this process has held so far."""
+    """The most memory that this process has held so far, or since `forget_peak`."""
     for line in _lines(Path("/proc/self/status")):
         if line.startswith("VmHWM:"):  # getrusage's peak would count the parent before exec too
             return int(line.split()[1]) * 1024
