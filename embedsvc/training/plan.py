@@ -1,12 +1,14 @@
 """The memory plan: what training will take, said before it is taken."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.config import ModelConfig, NegativesConfig, TrainConfig
 from embedsvc.graph.bags import bags_bytes, bags_of, featurised
 from embedsvc.graph.device import is_used
 from embedsvc.graph.fast import RUN_EDGES, num_cores, uncovered
+from embedsvc.graph.losses import LOSSES, SampledSoftmaxLoss
 from embedsvc.graph.operators import OPERATORS
 from embedsvc.graph.optimizers import form_of
 from partitions.errors import ConfigError
@@ -126,8 +128,27 @@ def _exact_bytes(
     rows = chunks * (2 * chunk_size + 2 * drawn) * model.dim
     rows += _feature_rows(graph, rows // model.dim) * model.dim
     rows += matrices * 2 * chunks * model.dim * model.dim
-    edges = bucket * (4 * 8 + 2)  # four int64 of shuffling, and the kind
+    largest = sorted(map(graph.num_rows, graph.slots()), reverse=True)[:2]
+    corrects = isinstance(LOSSES.build(model.loss), SampledSoftmaxLoss)
+    edges = batching_bytes(bucket, largest, negatives, corrects)
     return edges, 4 * (7 * scores + 6 * rows)  # values, masks, gradients and autograd's copies
+
+
+def batching_bytes(
+    num_edges: int, num_rows: Sequence[int], negatives: NegativesConfig, corrects: bool
+) -> int:
+    """Of a bucket's edges while batches are made of them, beside their file.
+
+    num_rows: of the tables of both ends. corrects: whether the loss wants candidates' counts.
+    """
+    found = num_edges * (4 * 8 + 2)  # four int64 of shuffling, and the kind
+    if negatives.all:
+        return found
+    if corrects and negatives.in_batch:  # how often each entity occurs, of both ends, and a sort
+        found += num_edges * 28
+    if negatives.degree:  # float64 sums over all rows, and while they are made, powers and counts
+        found += 8 * sum(num_rows) + 16 * max(num_rows, default=0)
+    return found
 
 
 def _feature_rows(graph: Graph, entities: int) -> int:

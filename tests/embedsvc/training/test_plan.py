@@ -4,17 +4,28 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from embedsvc.config import ModelConfig, TrainConfig
-from embedsvc.training.plan import MemoryPlan, check_device, check_memory, plan_memory
+from embedsvc.config import ModelConfig, NegativesConfig, TrainConfig
+from embedsvc.graph.batches import Batcher, Group
+from embedsvc.graph.negatives import Sampling
+from embedsvc.training.plan import (
+    MemoryPlan,
+    batching_bytes,
+    check_device,
+    check_memory,
+    plan_memory,
+)
 from embedsvc.training.trainer import train
+from partitions.edges import Edges
 from partitions.errors import ConfigError
 from partitions.graph import Graph
+from partitions.schema import Slot
 
 MakeGraph = Callable[..., Graph]
 
@@ -77,6 +88,34 @@ def test_larger_batches_and_more_negatives_plan_for_more(make_graph: MakeGraph) 
     assert fast < batch(step="fast", chunk_size=100)
     assert fast < batch(step="fast", negatives={"uniform": 500})
     assert batch(step="fast", threads=3) == 3 * fast
+
+
+@pytest.mark.parametrize("num_rows", [5_000, 400_000])
+@pytest.mark.parametrize("corrects", [False, True])
+@pytest.mark.parametrize(
+    "negatives",
+    [NegativesConfig(), NegativesConfig(degree=50), NegativesConfig(in_batch=False, degree=50)],
+    ids=["in_batch", "degree", "only_degree"],
+)
+def test_a_bucket_s_edges_take_at_most_what_is_planned_while_batches_are_made(
+    negatives: NegativesConfig, corrects: bool, num_rows: int
+) -> None:
+    """Measured by what numpy asks for. At most twice as much is planned; tables dwarf it."""
+    num_edges, rng = 300_000, np.random.default_rng(1)
+    slots = [Slot("a", 0), Slot("b", 0)]
+    lhs, rhs = rng.integers(0, num_rows, (2, num_edges)).astype(np.uint32)
+    edges = Edges(lhs, rng.integers(0, 5, num_edges).astype(np.uint8), rhs)
+    sampling = Sampling(negatives.degree, in_batch=negatives.in_batch, log_q=corrects)
+    rows = dict.fromkeys(slots, num_rows)
+    batcher = Batcher([Group(*slots, "identity")] * 5, rows, 1000, 50, 50, True, sampling)
+    tracemalloc.start()
+    for _ in zip(range(3), batcher.batches(edges, rng), strict=False):
+        pass
+    _, measured = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    planned = batching_bytes(num_edges, [num_rows] * 2, negatives, corrects)
+    a_batch = 2_000_000  # planned elsewhere
+    assert measured - a_batch < planned < 2 * measured + a_batch, measured / num_edges
 
 
 def test_what_the_fast_step_does_not_cover_is_planned_as_the_exact_one(
