@@ -13,7 +13,8 @@ Letters: B batch, C classes, D dimension, T labels of a row, K answers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -22,8 +23,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from embedsvc.graph.fast import num_cores
-from embedsvc.outputs import kernels
+from embedsvc.outputs import kernels, saved
 from embedsvc.outputs.kernels import TILE, Table, Update
+from embedsvc.outputs.saved import Saved
 from embedsvc.outputs.sparse import (
     ROW_OPTIMIZERS,
     Floats,
@@ -33,7 +35,7 @@ from embedsvc.outputs.sparse import (
     of_labels,
     slices,
 )
-from partitions.errors import ConfigError, DataError
+from partitions.errors import ConfigError, DataError, InputError
 
 _CHUNK_NUMBERS = 1 << 22  # scores at a time: 16 MiB of float32
 
@@ -350,6 +352,12 @@ class FullSoftmax(nn.Module):
         self.in_features, self.fused, self.seed, self.lr = in_features, fused, seed, lr
         self.threads = num_cores() if threads is None else threads
         self._optimizer = ROW_OPTIMIZERS.build(optimizer)
+        self._settings: dict[str, Any] = {
+            "bias": bias,
+            "fused": fused,
+            "optimizer": optimizer,
+            "seed": seed,
+        }
         self._spaces: list[Workspace] = []
         self._num_removed = -1  # to be counted
         self.weight = nn.Parameter(_zeros(n_classes, in_features), requires_grad=not fused)
@@ -399,7 +407,7 @@ class FullSoftmax(nn.Module):
         elif self.training:
             output = self._log_prob_in_training(hidden_BD, targets_BT)
         else:
-            output = self._exact(hidden_BD, targets_BT)
+            output = self._in_eval(hidden_BD, targets_BT)
         loss = -output.sum() / labelled.sum().clamp(min=1)
         return Output(output[0] if alone else output, loss)
 
@@ -415,6 +423,17 @@ class FullSoftmax(nn.Module):
             hidden_BD.contiguous(), trigger, self, targets_BT
         )
         return found
+
+    def _in_eval(self, hidden_BD: Tensor, targets_BT: Tensor) -> Tensor:
+        wants_gradient = torch.is_grad_enabled() and hidden_BD.requires_grad
+        if not self.fused or wants_gradient or self.weight.device.type != "cpu":
+            return self._exact(hidden_BD, targets_BT)
+        self._check_fused()
+        hidden = hidden_BD.detach().contiguous().numpy()  # half of a fused step: the first pass
+        step = FullStep.begin(
+            self._table(), Update(0, 0, 0), hidden, targets_BT.numpy(), Workspace(), self.threads
+        )
+        return torch.from_numpy(step.log_prob.astype(np.float32))
 
     def _begin(self, hidden: Floats, targets: NDArray[np.int64], space: Workspace) -> FusedStep:
         update = self._optimizer.update(self.lr)
@@ -586,6 +605,43 @@ class FullSoftmax(nn.Module):
                 len(state_dict[prefix + "removed"])
             )
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def _arrays_to_save(self) -> dict[str, NDArray[Any]]:
+        state = self.state_dict()
+        return {
+            name: tensor.detach().cpu().contiguous().numpy()
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor)
+        }
+
+    def save(self, path: Path | str) -> None:
+        """Write all that `load` needs to go on as this layer would: see saved.py."""
+        settings = self._settings | {"lr": self.lr}
+        saved.write(Path(path), type(self).__name__, settings, self._arrays_to_save())
+
+    @classmethod
+    def load(cls, path: Path | str, threads: int | None = None) -> Self:
+        """What `save` wrote. Raises DataError, which names the file."""
+        found = saved.read(Path(path), cls.__name__)
+        try:
+            return cls._made_of(found, threads)
+        except (KeyError, IndexError, TypeError, ValueError, InputError) as error:
+            raise DataError(f"{path} was altered: it makes no {cls.__name__} ({error}).") from None
+
+    @classmethod
+    def _made_of(cls, saved: Saved, threads: int | None) -> Self:
+        num_classes, dim = saved.arrays["weight"].shape
+        layer = cls(dim, num_classes, threads=threads, **saved.settings)
+        layer._take(saved)
+        return layer
+
+    def _take(self, saved: Saved) -> None:
+        """Straight into their places: never in memory twice."""
+        self.removed = self.removed.new_zeros(len(saved.arrays["removed"]))
+        self._num_removed = -1
+        for name, tensor in self.state_dict().items():
+            if isinstance(tensor, Tensor):
+                tensor.numpy()[:] = saved.arrays[name]
 
 
 def _zeros(*shape: int) -> Tensor:

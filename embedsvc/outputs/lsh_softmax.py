@@ -10,23 +10,10 @@ The idea is that of "Deep Networks With Large Output Spaces" (Vijayanarasimhan e
 things are not the paper's: the most frequent classes are always looked at, samples stand for the
 rest so that Z is estimated without bias (active.py), and the index may be a learnt one.
 
-A saved layer (`save`) is one file in the safetensors layout (partitions/tensors.py):
-
-    weight             float32 [C, D]
-    bias               float32 [C], if it has one
-    optimizer_state    float32 [C, 0, 1 or 2]
-    removed            uint8 [C], or [0]: none is
-    frequencies        float64 [C], or [0]: classes come in the order of their frequency
-    num_steps          int64 [1]: draws are a function of the seed and this
-    retriever.<name>   what the retriever keeps, if it was built
-    metadata           format_version, and settings: JSON, the constructor's keyword arguments
-
 Letters: B batch, C classes, D dimension, K answers, T labels of a row.
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +27,7 @@ from embedsvc.outputs.active import Chooser, Correction, estimate
 from embedsvc.outputs.full import FullSoftmax, FusedStep, TopK
 from embedsvc.outputs.retrievers import RETRIEVERS, Retriever
 from embedsvc.outputs.sampling import SAMPLERS, Sampler, key_of
+from embedsvc.outputs.saved import Saved
 from embedsvc.outputs.sparse import (
     Active,
     Floats,
@@ -49,11 +37,7 @@ from embedsvc.outputs.sparse import (
     in_threads,
     slices,
 )
-from partitions import tensors
-from partitions.durable import replacing
 from partitions.errors import ConfigError, DataError
-
-FORMAT_VERSION = 1
 
 
 class LSHSoftmax(FullSoftmax):
@@ -112,17 +96,13 @@ class LSHSoftmax(FullSoftmax):
             raise ConfigError(f'correction is {correction!r}; it must be "log_q" or "none".')
         self.head, self.retrieved, self.samples = head, retrieved, samples
         self.correction: Correction = correction
-        self._settings = {
+        self._settings |= {
             "retriever": retriever,
             "head": head,
             "retrieved": retrieved,
             "samples": samples,
             "sampler": sampler,
-            "bias": bias,
-            "fused": fused,
-            "optimizer": optimizer,
             "correction": correction,
-            "seed": seed,
         }
         self._sampler: Sampler = SAMPLERS.build(sampler)
         self._retriever: Retriever | None = None
@@ -390,56 +370,26 @@ class LSHSoftmax(FullSoftmax):
         self._chooser = None
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
-    def save(self, path: Path | str) -> None:
-        """Write all that `load` needs to go on as this one would: see the module."""
-        arrays: dict[str, NDArray[Any]] = {
-            name: tensor.detach().cpu().contiguous().numpy()
-            for name, tensor in self.state_dict().items()
-            if isinstance(tensor, Tensor)
-        }
-        for name, tensor in self.get_extra_state().items():
-            arrays[f"retriever.{name}"] = tensor.numpy()
-        settings = self._settings | {"lr": self.lr}
-        with replacing(Path(path)) as file:
-            tensors.write(
-                file,
-                arrays,
-                {"format_version": str(FORMAT_VERSION), "settings": json.dumps(settings)},
-            )
+    def _arrays_to_save(self) -> dict[str, NDArray[Any]]:
+        retriever = {f"retriever.{k}": v.numpy() for k, v in self.get_extra_state().items()}
+        return super()._arrays_to_save() | retriever
 
     @classmethod
-    def load(cls, path: Path | str, threads: int | None = None) -> "LSHSoftmax":
-        """What `save` wrote. Raises DataError, which names the file."""
-        found = tensors.read(Path(path))
-        version = found.metadata.get("format_version")
-        if version != str(FORMAT_VERSION) or "settings" not in found.metadata:
-            raise DataError(
-                f"{path} is not a saved softmax of format version {FORMAT_VERSION}, found "
-                f"{version}."
-            )
-        arrays = dict(found.arrays)
+    def _made_of(cls, saved: Saved, threads: int | None) -> "LSHSoftmax":
         retriever = {
-            name.removeprefix("retriever."): arrays.pop(name).copy()
-            for name in list(arrays)
+            name.removeprefix("retriever."): array.copy()
+            for name, array in saved.arrays.items()
             if name.startswith("retriever.")
         }
-        frequencies = arrays.get("frequencies")
+        frequencies = saved.arrays["frequencies"]
         layer = cls(
-            arrays["weight"].shape[1],
-            len(arrays["weight"]),
-            frequencies=frequencies if frequencies is not None and len(frequencies) else None,
+            saved.arrays["weight"].shape[1],
+            len(saved.arrays["weight"]),
+            frequencies=frequencies if len(frequencies) else None,
             threads=threads,
-            **json.loads(found.metadata["settings"]),
+            **saved.settings,
         )
-        own = {"weight": layer.weight, "bias": layer.bias} | dict(layer.named_buffers())
-        layer.removed = layer.removed.new_zeros(len(arrays["removed"]))
-        own["removed"] = layer.removed
-        with torch.no_grad():
-            for name, array in arrays.items():
-                tensor = own[name]
-                assert tensor is not None
-                tensor.numpy()[:] = array  # no second copy in memory
-        layer._num_removed = -1
+        layer._take(saved)
         layer._load_retriever(retriever)
         return layer
 

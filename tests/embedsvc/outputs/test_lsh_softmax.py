@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from embedsvc.outputs import saved
 from embedsvc.outputs.full import FullSoftmax
 from embedsvc.outputs.lsh_softmax import LSHSoftmax
 from embedsvc.outputs.retrievers import RETRIEVERS
@@ -130,14 +131,39 @@ def test_a_loaded_layer_goes_on_bit_for_bit(way: str, optimizer: str, tmp_path: 
     assert (model.topk(hidden, 5).indices == other.topk(hidden, 5).indices).all()
 
 
-def test_a_truncated_file_is_named(tmp_path: Path) -> None:
+def test_a_full_layer_is_saved_too(tmp_path: Path) -> None:
+    model = FullSoftmax(D, 30, optimizer="adam_lite", bias=False)
+    model.remove_classes([29])
+    model(*batch(9, 29)).loss.backward()
+    model.save(tmp_path / "layer")
+    other = FullSoftmax.load(tmp_path / "layer")
+    for each in (model, other):
+        each(*batch(9, 29, 1)).loss.backward()
+    assert (model.weight == other.weight).all() and other.num_live == 29
+    with pytest.raises(DataError, match=r"not a saved LSHSoftmax .* it says it is a FullSoftmax"):
+        LSHSoftmax.load(tmp_path / "layer")
+
+
+def test_a_file_that_was_altered_is_named(tmp_path: Path) -> None:
     path = tmp_path / "layer"
-    layer().save(path)
-    path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(DataError, match=str(path)):
+    with pytest.raises(DataError, match=f"{path} is missing"):
         LSHSoftmax.load(path)
-    path.write_bytes(b"")
-    with pytest.raises(DataError, match=str(path)):
+    layer().save(path)
+    found = saved.read(path, "LSHSoftmax")
+    whole = path.read_bytes()
+    for broken in (whole[:5000], b"", b"x" * 5000):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=str(path)):
+            LSHSoftmax.load(path)
+    path.write_bytes(whole)
+    for name in found.arrays:
+        rest = {k: np.array(v) for k, v in found.arrays.items() if k != name}
+        for arrays in (rest, rest | {name: np.zeros((7, 7, 7), np.float32)}):
+            saved.write(path, "LSHSoftmax", found.settings, arrays)
+            with pytest.raises(DataError, match=f"{path} was altered"):
+                LSHSoftmax.load(path)
+    saved.write(path, "LSHSoftmax", {"hed": 3}, found.arrays)
+    with pytest.raises(DataError, match=f"{path} was altered.*hed"):
         LSHSoftmax.load(path)
 
 
