@@ -149,6 +149,9 @@ class TrainConfig(Table):
     """cuda: tables in memory lie on a GPU, and it trains them."""
     tf32: bool = False
     """Let a GPU multiply matrices in TF32, with 10 binary digits: faster, not as exact."""
+    products: Literal["float32", "bfloat16"] = "float32"
+    """Of the fast step's matrices. bfloat16: factors are rounded to 8 bits of precision, sums are
+    float32, as are the vectors; where the processor is no faster at that, float32 all the same."""
     batch_size: Annotated[int, Field(ge=1)] = 1000
     """Edges per update; of the exact step, and of a GPU, where the default is 10,000. The fast
     step updates after each chunk."""

@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=50)
     parser.add_argument("--uniform", type=int, default=50)
     parser.add_argument("--threads", type=int, default=num_cores())
+    parser.add_argument("--products", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
@@ -211,7 +212,10 @@ def steps(a: argparse.Namespace) -> tuple[Step, Step]:
     model = partial(a_model, a.dim)
     batch_size = max(TrainConfig().batch_size, a.chunk)
     return (
-        FastStep(model(), LR, LR, a.chunk, True, a.uniform, a.threads),
+        FastStep(
+            *(model(), LR, LR, a.chunk, True, a.uniform, a.threads),
+            halves=a.products == "bfloat16",
+        ),
         ExactBatches(model(), LR, LR, batch_size, a.chunk, NegativesConfig(uniform=a.uniform)),
     )
 

@@ -19,10 +19,11 @@ from pathlib import Path
 import numba
 import numpy as np
 import scipy.linalg.cython_blas
+import torch
 from numpy.typing import NDArray
 
 from embedsvc.config import ModelConfig, TrainConfig
-from embedsvc.graph import kernels
+from embedsvc.graph import every, kernels
 from embedsvc.graph.batches import Group
 from embedsvc.graph.comparators import COMPARATORS, Cos, Dot
 from embedsvc.graph.losses import (
@@ -71,13 +72,24 @@ def uncovered(config: ModelConfig, train: TrainConfig) -> str | None:
     for name in ("dropout", "relation_dropout"):
         if getattr(config, name):
             return f"model.{name}"
-    for name in ("degree", "all"):
-        if getattr(train.negatives, name):
-            return f"train.negatives.{name}"
+    if train.negatives.degree:
+        return "train.negatives.degree"
+    if train.negatives.all and (reason := _not_every(config)):
+        return f"train.negatives.all with {reason}"
     if train.precision == "float16":
         return "train.precision = float16"
     if type(OPTIMIZERS.build(train.optimizer)) is not RowwiseAdagrad:
         return f"train.optimizer = {train.optimizer}"
+    return None
+
+
+def _not_every(config: ModelConfig) -> str | None:
+    if type(LOSSES.build(config.loss)) is not SoftmaxLoss:
+        return f"model.loss = {config.loss}"
+    if type(COMPARATORS.build(config.comparator)) is not Dot:
+        return f"model.comparator = {config.comparator}"
+    if not config.reciprocal and {config.operator, *config.operators.values()} != {"identity"}:
+        return "model.reciprocal = false"
     return None
 
 
@@ -92,6 +104,8 @@ class FastStep:
     in_batch: bool
     num_uniform: int
     threads: int
+    versus_all: bool = False  # each entity is a negative, in place of the other kinds
+    halves: bool = False  # products of bfloat16
 
     def __call__(
         self,
@@ -139,7 +153,7 @@ class FastStep:
         weight = np.ones(len(rows), np.float32) if edges.weight is None else edges.weight[rows]
         if self.model.relation_weights is not None:
             weight = weight * self.model.relation_weights[rel]
-        loss = kernels.train_chunks(
+        arguments = (
             self._kind(group.operator, rate),
             key,
             run.first_chunk,
@@ -154,7 +168,11 @@ class FastStep:
             self._parameters(table_name(group.operator, reverse=False)),
             self._parameters(table_name(group.operator, reverse=self.model.reciprocal)),
         )
-        return len(rows), loss
+        if not self.versus_all:
+            return len(rows), kernels.train_chunks(*arguments)
+        longest = int(np.diff(run.starts).max())
+        kept = every.room_for(len(left.state), len(right.state), longest, self.halves)
+        return len(rows), every.train_chunks(*arguments, kept)
 
     def _kind(self, operator: str, rate: float) -> kernels.Kind:
         model = self.model
@@ -169,6 +187,7 @@ class FastStep:
             n3=float(model.regularizer.weight) if isinstance(model.regularizer, N3) else 0.0,
             in_batch=self.in_batch,
             num_uniform=self.num_uniform,
+            halves=self.halves,
             lr=rate * self.lr,
             relation_lr=rate * self.relation_lr,
         )
@@ -267,14 +286,18 @@ def _grouped(order, rel, group_of_rel):  # type: ignore[no-untyped-def]
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Numba's products come from scipy's OpenBLAS, whose own threads would stand in ours' way."""
+    """Numba's products come from scipy's OpenBLAS, those of bfloat16 from torch's MKL; their own
+    threads would stand in ours' way."""
     blas = _scipy_openblas()
     before = blas.scipy_openblas_get_num_threads() if blas else 1
+    before_torch = torch.get_num_threads()
     if blas:
         blas.scipy_openblas_set_num_threads(1)
+    torch.set_num_threads(1)
     try:
         yield
     finally:
+        torch.set_num_threads(before_torch)
         if blas:
             blas.scipy_openblas_set_num_threads(before)
 

@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from embedsvc.config import ModelConfig, NegativesConfig, TrainConfig
+from embedsvc.graph import every
 from embedsvc.graph.bags import bags_bytes, bags_of, featurised
 from embedsvc.graph.device import is_used
 from embedsvc.graph.fast import RUN_EDGES, num_cores, uncovered
 from embedsvc.graph.losses import LOSSES, SampledSoftmaxLoss
 from embedsvc.graph.operators import OPERATORS
 from embedsvc.graph.optimizers import form_of
+from embedsvc.graph.products import fast_bfloat16
 from partitions.errors import ConfigError
 from partitions.graph import Graph
 from partitions.memory import available_bytes
@@ -69,7 +71,7 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
     if train.step == "exact" or is_used(train) or uncovered(model, train) or featurised(graph):
         edges, batch = _exact_bytes(bucket, graph, model, train)
     else:
-        edges, batch = _fast_bytes(bucket, len(graph.relations), model, train)
+        edges, batch = _fast_bytes(bucket, graph, model, train)
     edges += max(map(partial(_file_bytes, graph), graph.buckets("train")), default=0)
     evaluation = 0
     if train.early_stopping is not None:
@@ -161,17 +163,28 @@ def _feature_rows(graph: Graph, entities: int) -> int:
 
 
 def _fast_bytes(
-    bucket: int, num_relations: int, model: ModelConfig, train: TrainConfig
+    bucket: int, graph: Graph, model: ModelConfig, train: TrainConfig
 ) -> tuple[int, int]:
     """Of a bucket's edges, and of what the threads work in."""
-    order = 4 if num_relations == 1 else 8  # uint32; twice while sorted by relation
+    order = 4 if len(graph.relations) == 1 else 8  # uint32; twice while sorted by relation
     chunks = -(-bucket // train.chunk_size) * 7 * 8  # some int64 a chunk, to cut the order
     chunk, rows = train.chunk_size, train.chunk_size + train.negatives.uniform
-    floats = 11 * rows * model.dim + 5 * chunk * model.dim + 3 * rows * chunk
+    work = 4 * (11 * rows * model.dim + 5 * chunk * model.dim + 3 * rows * chunk)
+    halves = train.products == "bfloat16" and fast_bfloat16()
+    if train.negatives.all:
+        sizes = {slot.entity_type: 0 for slot in graph.slots()}
+        for slot in graph.slots():
+            sizes[slot.entity_type] = max(sizes[slot.entity_type], graph.num_rows(slot))
+        work = max(
+            every.bytes_of(sizes[r.lhs], sizes[r.rhs], chunk, model.dim, halves)
+            for r in graph.relations
+        )
+    elif halves:
+        work += 2 * 2 * ((rows + chunk) * model.dim + rows * chunk)
     # Of a run of chunks: its places and columns, and three more that wait.
     run = max(RUN_EDGES, chunk) * (3 * 8 + 4 * 4 + 3 * 4)
     threads = train.threads or num_cores()
-    return bucket * order + chunks, threads * (4 * floats + run)
+    return bucket * order + chunks, threads * (work + run)
 
 
 def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:

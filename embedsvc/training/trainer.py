@@ -29,6 +29,7 @@ from embedsvc.graph.fast import FastStep, num_cores, uncovered
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
 from embedsvc.graph.optimizers import OPTIMIZERS, form_of
+from embedsvc.graph.products import fast_bfloat16
 from embedsvc.graph.step import ExactBatches, Step
 from embedsvc.training import stopping
 from embedsvc.training.buffer import IN_MEMORY, Buffer
@@ -57,7 +58,7 @@ _FREE = {
     for key in (
         *("epochs", "early_stopping", "only_changed", "commit_every_s"),
         *("step", "threads", "memory_mb", "buffer", "prefetch", "page_cache"),
-        *("device", "tf32", "tensorboard"),
+        *("device", "tf32", "tensorboard", "products"),
     )
 }
 _LARGEST = float(np.finfo(np.float32).max)
@@ -361,13 +362,27 @@ def _choose_step(
     if config.step != "exact" and not not_fast:
         threads = config.threads or num_cores()
         return FastStep(
-            model, *lrs, config.chunk_size, negatives.in_batch, negatives.uniform, threads
+            model,
+            *lrs,
+            config.chunk_size,
+            negatives.in_batch,
+            negatives.uniform,
+            threads,
+            versus_all=negatives.all,
+            halves=_halves(config),
         )
     if not_fast:
         logger.info("training by the exact step: the fast one does not cover %s", not_fast)
     return ExactBatches(
         model, *lrs, config.batch_size, config.chunk_size, negatives, optimizer, bags
     )
+
+
+def _halves(config: TrainConfig) -> bool:
+    if config.products == "bfloat16" and not fast_bfloat16():
+        logger.info("train.products: float32, as this processor multiplies bfloat16 no faster")
+        return False
+    return config.products == "bfloat16"
 
 
 def _check_resumable(

@@ -201,10 +201,27 @@ def test_what_is_not_covered_is_said(settings: dict[str, Any], found: str | None
     assert uncovered(ModelConfig.model_validate(settings), TrainConfig()) == found
 
 
-def test_drawing_by_degree_and_1_vs_all_are_not_covered() -> None:
-    for settings in ({"degree": 5}, {"all": True}):
-        train = TrainConfig.model_validate({"negatives": settings})
-        assert uncovered(ModelConfig(), train) == f"train.negatives.{next(iter(settings))}"
+def test_drawing_by_degree_is_not_covered() -> None:
+    train = TrainConfig.model_validate({"negatives": {"degree": 5}})
+    assert uncovered(ModelConfig(), train) == "train.negatives.degree"
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"operator": "diagonal", "reciprocal": True}, None),
+        ({"operator": "identity"}, None),
+        ({"operator": "diagonal"}, "model.reciprocal = false"),
+        ({"operators": {"r": "diagonal"}}, "model.reciprocal = false"),
+        ({"comparator": "cos", "reciprocal": True}, "model.comparator = cos"),
+        ({"loss": "logistic", "reciprocal": True}, "model.loss = logistic"),
+    ],
+)
+def test_what_1_vs_all_does_not_cover_is_said(settings: dict[str, Any], found: str | None) -> None:
+    train = TrainConfig.model_validate({"negatives": {"all": True}})
+    reason = f"train.negatives.all with {found}" if found else None
+    model = ModelConfig.model_validate({"operator": "identity"} | settings)
+    assert uncovered(model, train) == reason
 
 
 def test_other_optimizers_are_not_covered() -> None:

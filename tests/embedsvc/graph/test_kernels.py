@@ -1,5 +1,6 @@
 """The kernel does what the exact step does: loss, vectors, states and parameters of a chunk."""
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 
-from embedsvc.graph import fast, kernels, rounding
+from embedsvc.graph import fast, kernels, products, rounding
 from embedsvc.graph.batches import Batch, Group
 from embedsvc.graph.comparators import COMPARATORS
 from embedsvc.graph.fast import FastStep, Run
@@ -27,6 +28,7 @@ LR, RELATION_LR = 0.1, 0.03
 KEY = np.uint64(77)
 COVERED_LOSSES = [name for name in LOSSES if type(LOSSES.build(name)) in fast._LOSSES]
 LEFT, RIGHT = Slot("e", 0), Slot("e", 1)
+products_needed = pytest.mark.skipif(not products.available(), reason="this torch has none")
 
 
 def build(
@@ -87,8 +89,10 @@ def both_steps(
     rhs_slot: Slot,
     *,
     in_batch: bool,
-    num_uniform: int,
+    num_uniform: int = 0,
     padding: int = 0,
+    versus_all: bool = False,
+    halves: bool = False,
 ) -> tuple[tuple[float, dict[Any, np.ndarray]], tuple[float, dict[Any, np.ndarray]]]:
     """(loss, everything after the update) of the exact step, and of the fast one."""
     [operator] = model.operators
@@ -97,6 +101,8 @@ def both_steps(
     drawn = [np.empty(num_uniform, np.uint32) for _ in range(2)]
     for side in (0, 1):
         kernels.draw(KEY, 9, side, num_rows, drawn[side])
+    if versus_all:
+        drawn = [np.arange(num_rows)] * 2
 
     def padded(column: np.ndarray, value: Any) -> np.ndarray:
         return np.concatenate([column, np.full(padding, value, column.dtype)])[None]
@@ -124,7 +130,8 @@ def both_steps(
     for slot, table in tables.items():
         table.vectors[:], table.state[:] = before[slot]
     model.parameters.load(parameters)
-    step = FastStep(model, LR, RELATION_LR, len(edges), in_batch, num_uniform, 1)
+    sizes = (len(edges), in_batch, num_uniform, 1)
+    step = FastStep(model, LR, RELATION_LR, *sizes, versus_all=versus_all, halves=halves)
     run = Run(group, 9, np.array([0, len(edges)]), np.arange(len(edges), dtype=np.uint32))
     num_edges, loss = step.train_run(tables, edges, run, KEY)
     assert num_edges == len(edges)
@@ -340,3 +347,71 @@ def test_negatives_are_drawn_evenly_and_apart() -> None:
         again = np.empty_like(drawn)
         kernels.draw(key, chunk, side, 7, again)
         assert np.array_equal(again, other)
+
+
+@products_needed
+@pytest.mark.parametrize("rhs_slot", [LEFT, RIGHT], ids=["one_table", "two_tables"])
+@pytest.mark.parametrize("reciprocal", [False, True])
+@pytest.mark.parametrize("in_batch", [False, True])
+def test_products_of_bfloat16_are_exact_where_their_factors_are(
+    reciprocal: bool, in_batch: bool, rhs_slot: Slot
+) -> None:
+    """Sums of small eighths, and the whole slopes of a hinge: nothing to round."""
+    model = build("translation", "dot", {"name": "ranking", "margin": 0.7}, reciprocal)
+    edges = one_chunk(7, 12, one_relation=model.moves_candidates)
+    edges = replace(edges, weight=np.full(7, 0.5, np.float32))
+    tables = tables_of({LEFT, rhs_slot}, 12, model.dim)
+    for array in (*(table.vectors for table in tables.values()), *model.parameters.values.values()):
+        array[:] = (8 * array).round() / 8
+    sizes = {"in_batch": in_batch, "num_uniform": 5}
+    assert_equal(*both_steps(model, edges, tables, rhs_slot, halves=True, **sizes))
+
+
+@products_needed
+@pytest.mark.parametrize(
+    "case",
+    [
+        ("logistic", False, False),
+        ("softmax", False, False),
+        ("softmax", True, False),
+        ("softmax", True, True),
+    ],
+)
+def test_products_of_bfloat16_move_rows_as_others_do(case: tuple[str, bool, bool]) -> None:
+    """Factors are off by 2^-9 at most, each its own way: what rows move by is off by far less than
+    1 %. (A hinge is not so smooth.)"""
+    loss, reciprocal, versus_all = case
+    model = build("complex_diagonal", "dot", loss, reciprocal, dim=40)
+    edges = one_chunk(60, 700, one_relation=model.moves_candidates)
+    tables = tables_of({LEFT}, 700, model.dim, scale=0.3)
+    for table in tables.values():
+        table.state[:] = 1  # steps in proportion to gradients
+    before = {(slot, "vectors"): table.vectors.copy() for slot, table in tables.items()}
+    before |= {name: a.copy() for name, a in model.parameters.arrays().items()}
+    sizes = {"in_batch": not versus_all, "num_uniform": 30, "versus_all": versus_all}
+    exact, found = both_steps(model, edges, tables, LEFT, halves=True, **sizes)
+    assert found[0] == pytest.approx(exact[0], rel=1e-3)
+    for name, old in before.items():
+        moved, wanted = found[1][name] - old, exact[1][name] - old
+        assert np.linalg.norm(moved - wanted) <= 0.01 * np.linalg.norm(wanted), name
+
+
+VERSUS_ALL = [
+    (operator, reciprocal)
+    for operator, reciprocal in product(fast._OPERATORS, (True, False))
+    if reciprocal or operator == "identity"
+]
+
+
+@pytest.mark.parametrize("rhs_slot", [LEFT, RIGHT], ids=["one_table", "two_tables"])
+@pytest.mark.parametrize("num_rows", [1, 5, 511, 512, 513, 1100])
+@pytest.mark.parametrize("case", VERSUS_ALL, ids=lambda case: "-".join(map(str, case)))
+def test_a_chunk_versus_all_equals_the_exact_step(
+    case: tuple[str, bool], num_rows: int, rhs_slot: Slot
+) -> None:
+    operator, reciprocal = case
+    model = build(operator, "dot", "softmax", reciprocal, regularizer={"name": "n3"})
+    edges = one_chunk(9, num_rows, one_relation=False)
+    tables = tables_of({LEFT, rhs_slot}, num_rows, model.dim)
+    sizes = {"in_batch": False, "versus_all": True}
+    assert_equal(*both_steps(model, edges, tables, rhs_slot, **sizes))
