@@ -28,7 +28,7 @@ correction = "none" takes no logarithm off: the softmax over the active set alon
 Letters: A active classes, B batch, C classes, D dimension, T labels of a row.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from torch import Tensor
 
 from embedsvc.outputs import kernels
 from embedsvc.outputs.sampling import Sampler
-from embedsvc.outputs.sparse import Active, Ids
+from embedsvc.outputs.sparse import Active, Floats, Ids
 
 Correction = Literal["log_q", "none"]
 
@@ -67,6 +67,8 @@ class Chooser:
         self.head = order[:head][removed[order[:head]] == 0] if len(removed) else order[:head]
         self.in_head = np.zeros(len(order), np.uint8)
         self.in_head[self.head] = 1
+        # Kept by who answers queries: of when, the rows as columns, the biases.
+        self.head_copy: tuple[Any, Floats, Floats] | None = None
         self._head_slots = np.empty(0, np.int32)
         self._slots = self._head_slots
 
@@ -96,7 +98,7 @@ class Chooser:
         )
         if self._correction == "none":
             shift[:] = 0
-        return Active(ids[:count], shift[:count], at)
+        return Active(ids[:count], shift[:count], at, len(self.head))
 
 
 def estimate(

@@ -45,8 +45,9 @@ class LSHSoftmax(FullSoftmax):
 
     head: so many of the most frequent classes are looked at in every step, and in every answer.
     samples: draws a step, of the others, shared by the batch; sampler: "log_uniform", or
-    {"name": "unigram", "alpha": 0.75}. retriever: proposes classes, at most `retrieved` a step, for
-    the batch as a whole, and answers topk; None: no classes are retrieved, and answers are exact.
+    {"name": "unigram", "alpha": 0.75}. retriever: proposes classes outside the head, at most
+    `retrieved` a step, for the batch as a whole, and answers topk; None: no classes are retrieved,
+    and answers are exact.
     frequencies: [C], at least 0, in any unit, of which head and sampler make an order (of equals,
     the lower number first; 0 counts as the least positive one); None: classes are numbered in the
     order of their frequency. correction: "log_q", or "none" for the 2015 behaviour.
@@ -107,13 +108,13 @@ class LSHSoftmax(FullSoftmax):
         self._sampler: Sampler = SAMPLERS.build(sampler)
         self._retriever: Retriever | None = None
         self._is_built = False
-        self._bound_at = 0
+        self._bound_at, self._bound_rows = 0, 0
+        self._outside = np.empty(0, np.int64)  # the head that the retriever does without
         if retriever is not None:
             spec = {"name": retriever} if isinstance(retriever, str) else retriever
             self._retriever = RETRIEVERS.build({"seed": seed, **spec})
         self._chooser: Chooser | None = None
         self._num_updates = 0
-        self._head_copy: tuple[Any, Floats, Floats] | None = None
         self._touched: list[Ids] = []  # by the optimizer of an unfused layer, perhaps
         self.register_buffer("num_steps", torch.zeros(1, dtype=torch.int64))
         self.register_buffer("frequencies", torch.empty(0, dtype=torch.float64))
@@ -143,7 +144,7 @@ class LSHSoftmax(FullSoftmax):
         ids, shift, at = (
             torch.from_numpy(x).to(hidden_BD.device) for x in (active.ids, active.shift, active.at)
         )
-        self._touched.append(active.ids)
+        self._touched.append(active.ids[active.num_head :])
         rows = functional.embedding(ids, self.weight, sparse=True)
         bias = None
         if self.bias is not None:
@@ -158,7 +159,7 @@ class LSHSoftmax(FullSoftmax):
 
     def _choose(self, hidden_BD: Tensor, targets: NDArray[np.int64]) -> Active:
         retrieved = np.empty(0, np.int64)
-        if self._retriever is not None and self.retrieved:
+        if self._retriever is not None and self.retrieved and self.num_live > self.head:
             if hidden_BD.device.type == "cpu":
                 retrieved = self._ready(self._retriever).shared(
                     hidden_BD.contiguous().numpy(), self.retrieved
@@ -220,20 +221,32 @@ class LSHSoftmax(FullSoftmax):
         return self._retriever if self._is_built else None
 
     def _ready(self, retriever: Retriever) -> Retriever:
-        """Built, and with its references where the weights are now."""
+        """Built, where the weights are now, and without the head, which is looked at anyway."""
         weight, bias = self._rows()
+        head = self._ranks().head
         if not self._is_built:
             retriever.fit(weight, bias)
+            retriever.remove(np.union1d(head, np.flatnonzero(self.removed.numpy())))
+            self._is_built, self._outside = True, head
+            self._bound_at, self._bound_rows = weight.ctypes.data, len(weight)
+        self._bind(retriever)
+        if self._outside is not head:
+            back = np.setdiff1d(self._outside, head)
             if len(self.removed):
-                retriever.remove(np.flatnonzero(self.removed.numpy()))
-            self._is_built = True
-        elif self._bound_at != weight.ctypes.data:
-            retriever.rebind(weight, bias)
-        self._bound_at = weight.ctypes.data
+                back = back[self.removed.numpy()[back] == 0]
+            retriever.add(back)
+            retriever.remove(np.setdiff1d(head, self._outside))
+            self._outside = head
         if self._touched:
             retriever.touch(np.unique(np.concatenate(self._touched)))
             self._touched = []
         return retriever
+
+    def _bind(self, retriever: Retriever) -> None:
+        weight, bias = self._rows()
+        if self._bound_at != weight.ctypes.data or self._bound_rows != len(weight):
+            retriever.rebind(weight, bias)
+        self._bound_at, self._bound_rows = weight.ctypes.data, len(weight)
 
     def _rows(self) -> tuple[Floats, Floats | None]:
         if self.weight.dtype != torch.float32:
@@ -242,8 +255,8 @@ class LSHSoftmax(FullSoftmax):
 
     def rebuild(self) -> None:
         """Build the retriever from scratch."""
-        self._is_built, self._touched, self._head_copy = False, [], None
-        if self._retriever is not None:
+        self._is_built, self._touched, self._chooser = False, [], None
+        if self._retriever is not None and self.num_live > self.head:
             self._ready(self._retriever)
 
     # --- answers
@@ -258,7 +271,9 @@ class LSHSoftmax(FullSoftmax):
         (default: 8 k, at least 256); a row for which these are fewer than k is answered by a scan.
         exact: of all classes. Scores are <w, x> + b; indices are classes.
         """
-        if exact or self._retriever is None or self.weight.device.type != "cpu":
+        if self.num_live <= self.head or self._retriever is None:
+            exact = True
+        if exact or self.weight.device.type != "cpu":
             return super().topk(hidden, k)
         hidden_BD = self._checked(hidden).contiguous()
         k = min(k, self.num_live)
@@ -302,13 +317,13 @@ class LSHSoftmax(FullSoftmax):
 
     def _head_rows(self) -> tuple[Floats, Floats]:
         """The head's rows, as columns, and biases: gathering them costs more than a query."""
-        head = self._ranks().head
-        now = (self._num_updates, self.weight._version, self.weight.data_ptr(), id(self._chooser))
-        if self._head_copy is None or self._head_copy[0] != now:
-            table = self._table()
+        chooser = self._ranks()  # a new one starts without a copy
+        now = (self._num_updates, self.weight._version, self.weight.data_ptr())
+        if chooser.head_copy is None or chooser.head_copy[0] != now:
+            table, head = self._table(), chooser.head
             bias = table.bias[head] if len(table.bias) else np.zeros(len(head), np.float32)
-            self._head_copy = (now, np.ascontiguousarray(table.values[head].T), bias)
-        return self._head_copy[1:]
+            chooser.head_copy = now, np.ascontiguousarray(table.values[head].T), bias
+        return chooser.head_copy[1:]
 
     # --- classes come and go
 
@@ -330,8 +345,8 @@ class LSHSoftmax(FullSoftmax):
                 new = torch.from_numpy(new)
             self.set_frequencies(torch.cat([before, new.to(before)]))
         if (retriever := self._built()) and len(added):
-            self._bound_at = 0
-            self._ready(retriever).add(np.arange(added.start, added.stop))
+            self._bind(retriever)
+            retriever.add(np.arange(added.start, added.stop))
         return added
 
     def remove_classes(self, ids: Tensor | Sequence[int]) -> None:
@@ -341,7 +356,8 @@ class LSHSoftmax(FullSoftmax):
         if retriever := self._built():
             now = self.removed.numpy()
             new = now > before if len(before) else now > 0
-            self._ready(retriever).remove(np.flatnonzero(new))
+            self._bind(retriever)
+            retriever.remove(np.flatnonzero(new))
 
     # --- state
 
@@ -362,7 +378,8 @@ class LSHSoftmax(FullSoftmax):
             weight, bias = self._rows()
             self._retriever.rebind(weight, bias)
             self._retriever.load_state(state)
-            self._is_built, self._bound_at = True, weight.ctypes.data
+            self._is_built, self._outside = True, self._ranks().head
+            self._bound_at, self._bound_rows = weight.ctypes.data, len(weight)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if prefix + "frequencies" in state_dict:
@@ -403,10 +420,10 @@ class _Touching:
 
     def finish(self, weight: Floats, wanted: bool) -> Floats | None:
         grad = self._step.finish(weight, wanted)
-        layer, ids = self._layer, self._step.active.ids
+        layer, active = self._layer, self._step.active
         layer._num_updates += 1
         if retriever := layer._built():
-            layer._ready(retriever).touch(ids)
+            layer._ready(retriever).touch(active.ids[active.num_head :])
         return grad
 
 

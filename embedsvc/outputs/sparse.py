@@ -99,6 +99,7 @@ class Active:
     ids: Ids  # [A], distinct
     shift: Floats  # [A], taken from the scores
     at: NDArray[np.int64]  # [B, T], places of the targets among them; -1 where there is none
+    num_head: int = 0  # so many, the first ones, are of the head
 
 
 class Workspace:

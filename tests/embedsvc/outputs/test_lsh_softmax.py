@@ -272,6 +272,25 @@ def test_frequencies_order_the_head() -> None:
     assert model._ranks().head.tolist() == [4, 3, 2]
 
 
+def test_the_retriever_does_without_the_head() -> None:
+    model = layer(40, head=8, frequencies=torch.arange(40, 0, -1))
+    retriever = model.retriever
+    assert retriever is not None
+    queries = torch.eye(D)
+
+    def proposed() -> list[int]:
+        model.topk(queries, 1)
+        return sorted({c for row in retriever.retrieve(queries.numpy(), 60) for c in row if c >= 0})
+
+    assert proposed() == list(range(8, 40))
+    model.remove_classes([3, 30])
+    assert proposed() == [c for c in range(8, 40) if c != 30]
+    model.set_frequencies(torch.arange(40))  # the head is 32 .. 39 now
+    assert proposed() == [c for c in range(32) if c not in (3, 30)]
+    model.add_classes(2, frequencies=torch.tensor([100.0, 0.5]))
+    assert proposed() == [*(c for c in range(33) if c not in (3, 30)), 41]
+
+
 def test_topk_of_head_and_retrieved_is_exact_when_the_retriever_is() -> None:
     model = layer()
     model.remove_classes([3, 250])
