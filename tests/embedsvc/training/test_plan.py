@@ -261,7 +261,7 @@ def test_tables_three_times_the_memory_allowed_are_trained_to_the_end(
     """RLIMIT_DATA counts what a process may write to, wherever it got it: the heap, mappings,
     stacks. RLIMIT_AS would count addresses too, of which libraries take three times as much as
     they use; there is no limit on resident memory that Linux heeds."""
-    edges = [(f"u{i}", "buys", f"i{i % 1000}") for i in range(860_000)]
+    edges = [(f"u{i}", "buys", f"i{i % 1000}") for i in range(1_000_000)]
     graph = make_graph({"train": edges}, {"buys": ("user", "item")}, {"user": 64})
     row_bytes = 401 * 4
     limit = sum(map(graph.num_rows, graph.slots())) * row_bytes // 3
