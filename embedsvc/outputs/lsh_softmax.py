@@ -26,7 +26,7 @@ from embedsvc.outputs import full, kernels
 from embedsvc.outputs.active import Chooser, Correction, estimate
 from embedsvc.outputs.full import FullSoftmax, FusedStep, TopK
 from embedsvc.outputs.retrievers import RETRIEVERS, Retriever
-from embedsvc.outputs.sampling import SAMPLERS, Sampler, key_of
+from embedsvc.outputs.sampling import SAMPLERS, LogUniform, key_of
 from embedsvc.outputs.saved import Saved
 from embedsvc.outputs.sparse import (
     Active,
@@ -44,10 +44,10 @@ class LSHSoftmax(FullSoftmax):
     """A FullSoftmax whose training step looks at targets, head, retrieved classes and samples.
 
     head: so many of the most frequent classes are looked at in every step, and in every answer.
-    samples: draws a step, of the others, shared by the batch; sampler: "log_uniform", or
-    {"name": "unigram", "alpha": 0.75}. retriever: proposes classes outside the head, at most
-    `retrieved` a step, for the batch as a whole, and answers topk; None: no classes are retrieved,
-    and answers are exact.
+    samples: draws a step, of the others, shared by the batch; sampler: None is "unigram", in
+    proportion to frequency^0.75, where there are frequencies, and else "log_uniform".
+    retriever: proposes classes outside the head, at most `retrieved` a step, for the batch as a
+    whole, and answers topk; None: no classes are retrieved, and answers are exact.
     frequencies: [C], at least 0, in any unit, of which head and sampler make an order (of equals,
     the lower number first; 0 counts as the least positive one); None: classes are numbered in the
     order of their frequency. correction: "log_q", or "none" for the 2015 behaviour.
@@ -70,7 +70,7 @@ class LSHSoftmax(FullSoftmax):
         head: int = 1024,
         retrieved: int = 1024,
         samples: int = 1024,
-        sampler: str | dict[str, Any] = "log_uniform",
+        sampler: str | dict[str, Any] | None = None,
         frequencies: Tensor | NDArray[Any] | None = None,
         bias: bool = True,
         fused: bool = True,
@@ -105,7 +105,10 @@ class LSHSoftmax(FullSoftmax):
             "sampler": sampler,
             "correction": correction,
         }
-        self._sampler: Sampler = SAMPLERS.build(sampler)
+        self._sampler = sampler
+        wants = SAMPLERS.build(sampler or "log_uniform")
+        if frequencies is None and not isinstance(wants, LogUniform):
+            raise ConfigError(f"The sampler {sampler} needs frequencies.")
         self._retriever: Retriever | None = None
         self._is_built = False
         self._bound_at, self._bound_rows = 0, 0
@@ -120,8 +123,6 @@ class LSHSoftmax(FullSoftmax):
         self.register_buffer("frequencies", torch.empty(0, dtype=torch.float64))
         self.num_steps: Tensor
         self.frequencies: Tensor
-        if frequencies is None and sampler != "log_uniform" and not _is_log_uniform(sampler):
-            raise ConfigError(f"The sampler {sampler} needs frequencies.")
         if frequencies is not None:
             self.set_frequencies(frequencies)
 
@@ -187,8 +188,9 @@ class LSHSoftmax(FullSoftmax):
                 order = np.argsort(-frequencies, kind="stable")
                 frequencies = frequencies[order]
             removed = self.removed.cpu().numpy()
+            sampler = "unigram" if len(self.frequencies) else "log_uniform"
             self._chooser = Chooser(
-                self._sampler,
+                SAMPLERS.build(self._sampler or sampler),
                 order,
                 frequencies,
                 removed,
@@ -425,7 +427,3 @@ class _Touching:
         if retriever := layer._built():
             layer._ready(retriever).touch(active.ids[active.num_head :])
         return grad
-
-
-def _is_log_uniform(sampler: str | dict[str, Any]) -> bool:
-    return isinstance(sampler, dict) and sampler.get("name") == "log_uniform"

@@ -81,14 +81,17 @@ class LogUniform:
 class Unigram:
     """q[rank] is proportional to frequency^alpha (Mikolov et al. 2013); alpha = 0 is uniform.
 
-    Drawn by Walker's alias method (Vose 1991): two reads a draw, 12 B a class.
+    Drawn by Walker's alias method (Vose 1991): three reads a draw, 12 B a class. The right one
+    where frequencies are known: to log_uniform, equally frequent classes are as unequal as any.
     """
 
     alpha: float = 0.75
     _first: int = field(default=0, init=False)
-    _chance: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), init=False)
-    _own: NDArray[np.float64] = field(default_factory=lambda: np.empty(0), init=False)
-    _alias: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64), init=False)
+    _chance: NDArray[np.float32] = field(
+        default_factory=lambda: np.empty(0, np.float32), init=False
+    )
+    _own: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32), init=False)
+    _alias: NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32), init=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.alpha <= 1:
@@ -96,15 +99,17 @@ class Unigram:
 
     def fit(self, frequencies: NDArray[np.float64], first: int) -> None:
         tail = frequencies[first:] ** self.alpha
-        self._first, self._chance = first, tail / tail.sum() if len(tail) else tail
-        self._own, self._alias = _alias_table(self._chance)
+        chance = tail / tail.sum() if len(tail) else tail
+        own, alias = _alias_table(chance)
+        self._first, self._chance = first, chance.astype(np.float32)
+        self._own, self._alias = own.astype(np.float32), alias.astype(np.int32)
 
     def draw(self, num: int, key: np.uint64) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         num = num if len(self._chance) else 0
         return _by_alias(self._own, self._alias, self._chance, self._first, num, key)
 
     def chances(self) -> NDArray[np.float64]:
-        return np.concatenate([np.zeros(self._first), self._chance])
+        return np.concatenate([np.zeros(self._first), self._chance.astype(np.float64)])
 
 
 @numba.njit(nogil=True, cache=True)

@@ -265,6 +265,13 @@ def test_wrong_settings_are_one_sentence() -> None:
         layer(frequencies=torch.ones(299))
 
 
+def test_samples_follow_the_frequencies_where_there_are_some() -> None:
+    """Rank tells nothing about equally frequent classes."""
+    flat = layer(frequencies=torch.ones(300), head=0)._ranks()
+    assert np.ptp(flat._sampler.chances()) == 0
+    assert np.ptp(layer(head=0)._ranks()._sampler.chances()) > 0.1
+
+
 def test_frequencies_order_the_head() -> None:
     model = layer(frequencies=torch.tensor([0.0, 5, 1, 9, 5]), n_classes=5, head=3)
     assert model._ranks().head.tolist() == [3, 1, 4]
