@@ -16,8 +16,8 @@ best row scores, not its mean one. With 1024 cells of a million classes of Zipf'
 reads a third to a half of the rows that the usual rules read for equal recall (nearest centroid,
 highest mean, k-means on directions alone).
 
-A class is one int, its cell. It is looked at on every n-th touch: its cell's mean and spread follow
-it, and it moves if another cell is nearer. Queries that come
+A class is one int, its cell. It is looked at on every n-th touch: it moves if one of the cells near
+its own is nearer, and its cell's mean and spread follow it. Queries that come
 together are grouped by cell, so that each cell visited is one product, rounded to bfloat16 where
 that is fast; the best of it are scored anew, exactly. `packed` keeps a copy of the rows in the
 order of cells, for answering: without it, rows are gathered from all over the weights.
@@ -54,6 +54,7 @@ _CHUNK = 16_384  # rows read at a time
 _TILE_ROWS, _TILE_QUERIES = 1024, 256  # their scores: 1 MB
 _BLOCK = 64  # scores looked at together
 _FEW = 32  # queries that one thread answers sooner than two
+_NEAR = 32  # cells that a touched class may move to at once
 _LONGEST = 0.9  # of the rows are no longer than m
 
 
@@ -83,8 +84,9 @@ class Partition:
 
     @property
     def num_bytes(self) -> int:
-        own = (self.cell_C, self._touches.left_C, self._center_KE, self._center_KD, self._rows)
-        return self._lists.num_bytes + sum(array.nbytes for array in own if array is not None)
+        own = (self.cell_C, self._touches.left_C, self._center_KE, self._center_KD, self._near_KN)
+        copy = (self._rows, self._offset)
+        return self._lists.num_bytes + sum(a.nbytes for a in (*own, *copy) if a is not None)
 
     # --- building ---------------------------------------------------------------------------------
 
@@ -146,6 +148,7 @@ class Partition:
 
     def _fill_lists(self) -> None:
         """The last list is of pinned classes."""
+        self._near_KN = self._near_cells()
         live = np.flatnonzero(self.cell_C >= 0)
         self._lists = Lists(len(self._center_KE) + 1, live, self.cell_C[live])
         self._rows: Any = None
@@ -153,6 +156,18 @@ class Partition:
         self._stale = np.zeros(0, np.bool_)
         if self.packed:
             self._refresh()
+
+    def _near_cells(self) -> NDArray[np.int32]:
+        """int32 [K, N]: of each center the nearest ones, itself among them."""
+        num_cells = len(self._center_KE)
+        near = np.empty((num_cells, min(_NEAR, num_cells)), np.int32)
+        for begin in range(0, num_cells, _TILE_ROWS):
+            some = self._center_KE[begin : begin + _TILE_ROWS]
+            distance = self._half_K - some @ self._center_KE.T
+            near[begin : begin + len(some)] = np.argpartition(distance, near.shape[1] - 1, axis=1)[
+                :, : near.shape[1]
+            ]
+        return near
 
     def rebind(self, weight_CD: Floats, bias_C: Floats | None) -> None:
         self._weight = weight_CD
@@ -196,7 +211,7 @@ class Partition:
             self._stale[cells[cells >= 0]] = True
         due = self._touches.due(ids)
         cell = self.cell_C[due]
-        self._place(due[(cell >= 0) & (cell < len(self._center_KE))])
+        self._look_around(due[(cell >= 0) & (cell < len(self._center_KE))])
         self.upkeep_s += perf_counter() - start
 
     def add(self, ids: Ids) -> None:
@@ -215,6 +230,18 @@ class Partition:
         self._place(np.setdiff1d(pinned, ids))
         self._move(ids, np.full(len(ids), len(self._center_KE), np.int32))
 
+    def _look_around(self, ids: Ids) -> None:
+        """Into the nearest of the cells near the present one: all of them cost twice as much."""
+        if len(ids):
+            cell = self.cell_C[ids]
+            _relocate(
+                *(self._weight, self._bias, ids, self._mean_D, self._mean_bias, self._length),
+                *(self._near_KN, self._lists.space.size, self._center_KE, self._variance_K),
+                *(self._half_K, cell),
+            )
+            self._move(ids, cell)
+            self._center_KD[cell] = pack(np.ascontiguousarray(self._center_KE[cell, :-2]))
+
     def _place(self, ids: Ids) -> None:
         """Into the cells nearest now, whose means and spreads take notice."""
         if len(ids):
@@ -223,8 +250,7 @@ class Partition:
             self._move(ids, cell)
             seen = self._lists.space.size
             _follow(rows, cell, seen, self._center_KE, self._variance_K, self._half_K)
-            changed = np.unique(cell)
-            self._center_KD[changed] = pack(np.ascontiguousarray(self._center_KE[changed, :-2]))
+            self._center_KD[cell] = pack(np.ascontiguousarray(self._center_KE[cell, :-2]))
 
     def _move(self, ids: Ids, cell: NDArray[np.int32]) -> None:
         old = self.cell_C[ids]
@@ -527,21 +553,45 @@ def _any_above(block, lowest):  # type: ignore[no-untyped-def]
 
 
 @_jit
+def _relocate(  # type: ignore[no-untyped-def]
+    weight, bias, ids, mean, mean_bias, length, near, size, center, variance, half, cell
+):
+    """cell: of each id, present on entry; afterwards the nearest of the cells near that one."""
+    rows = np.empty((1, center.shape[1]), np.float32)
+    row = rows[0]
+    for i in range(ids.size):
+        _augment(weight, bias, ids[i : i + 1], mean, mean_bias, length, rows)
+        best, which = np.float32(-np.inf), cell[i]
+        for n in range(near.shape[1]):
+            c = near[cell[i], n]
+            other = center[c]
+            score = -half[c]
+            for d in range(row.size):
+                score += row[d] * other[d]
+            if score > best:
+                best, which = score, c
+        cell[i] = which
+        _follow(rows, cell[i : i + 1], size, center, variance, half)
+
+
+@_jit
 def _follow(rows, cell, size, center, variance, half):  # type: ignore[no-untyped-def]
     """Each row seen moves its cell's mean and variance by one part in the cell's size."""
     width = center.shape[1]
     for i in range(cell.size):
         c = cell[i]
+        own, row = center[c], rows[i]
         rate = np.float32(1) / np.float32(max(size[c], 1))
-        distance, squares = np.float32(0), np.float32(0)
+        squares, distance = np.float32(0), np.float32(0)
+        last = row[width - 1] - own[width - 1]
         for d in range(width):
-            gap = rows[i, d] - center[c, d]
-            if d < width - 1:
-                distance += gap * gap
-            center[c, d] += rate * gap
-            squares += center[c, d] * center[c, d]
+            gap = row[d] - own[d]
+            distance += gap * gap
+            own[d] += rate * gap
+            squares += own[d] * own[d]
         half[c] = squares / 2
-        variance[c] += rate * (distance / np.float32(width - 2) - variance[c])
+        inside = max(distance - last * last, np.float32(0)) / np.float32(width - 2)
+        variance[c] += rate * (inside - variance[c])
 
 
 @_jit
