@@ -229,6 +229,7 @@ def drifted(a: argparse.Namespace, truth: Truth, name: str) -> Iterator[Line]:
     partition.fit(truth.weight_CD, truth.bias_C)
     partition.pin(truth.frequent[:head])
     towards = rng.permutation(a.classes)
+    partition.touch(truth.frequent[head : head + batch])  # compiles
     partition.upkeep_s, cpu_spent = 0.0, 0.0
     num_touched = np.zeros(a.classes, np.int32)
     for _ in range(a.drift_steps):

@@ -145,6 +145,7 @@ class Partition:
     def _use_centers(self) -> None:
         self._center_KD = pack(np.ascontiguousarray(self._center_KE[:, :-2]))
         self._half_K = (self._center_KE**2).sum(axis=1) / 2
+        self._kept_reach: Floats | None = None
 
     def _fill_lists(self) -> None:
         """The last list is of pinned classes."""
@@ -253,6 +254,7 @@ class Partition:
             self._center_KD[cell] = pack(np.ascontiguousarray(self._center_KE[cell, :-2]))
 
     def _move(self, ids: Ids, cell: NDArray[np.int32]) -> None:
+        self._kept_reach = None
         old = self.cell_C[ids]
         moved = old != cell
         ids, old, cell = ids[moved], old[moved], cell[moved]
@@ -385,9 +387,11 @@ class Partition:
 
     def _reach_2K(self) -> Floats:
         """float32 [2, K]: what a cell's mean adds to each query's score, and its reach."""
-        bias_K = np.where(self._lists.space.size[:-1] > 0, self._center_KE[:, -2], -np.inf)
-        reach_K = np.float32(self.reach) * np.sqrt(self._variance_K)
-        return np.stack([bias_K, reach_K]).astype(np.float32)
+        if self._kept_reach is None:
+            bias_K = np.where(self._lists.space.size[:-1] > 0, self._center_KE[:, -2], -np.inf)
+            reach_K = np.float32(self.reach) * np.sqrt(self._variance_K)
+            self._kept_reach = np.stack([bias_K, reach_K]).astype(np.float32)
+        return self._kept_reach
 
     def _visit(self, cell: int, packed: Any, queries: Any, best: Floats, which: Ids) -> None:
         """Score a cell's classes for the queries that visit it, and keep the best of each."""
