@@ -53,6 +53,8 @@ class ModelConfig(Table):
     """The same of operator parameters."""
     init_scale: Annotated[float, Field(gt=0)] = 1e-3
     """Standard deviation of the first vectors."""
+    operator_init_scale: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """The same of the first operator parameters; unset: operators begin by moving nothing."""
     init_from: dict[str, Path] = Field(default_factory=dict)
     """Entity type -> file of vectors to begin with, by key, as `embedsvc export` writes them."""
 

@@ -54,7 +54,7 @@ class Trained:
         self.digest = durable.sha256_of(self._manifest_path)
         config = ModelConfig.model_validate(self.manifest.config["model"])
         train = TrainConfig.model_validate(self.manifest.config["train"])
-        self.model = GraphModel.build(config, graph)
+        self.model = GraphModel.build(config, graph, train.seed)
         self.model.parameters.load(self._checkpoint.read_parameters(self.manifest.parameters))
         self._fresh = fresh_maker(graph, config, train.seed)
         self._dtype = precision.DTYPES[train.precision]

@@ -8,11 +8,12 @@ second operator and compared with candidates. Everything here is plain torch in 
 differentiated by autograd: any faster step must give the same loss and gradients.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,6 +21,7 @@ from torch import Tensor
 from embedsvc.config import ModelConfig
 from embedsvc.graph.batches import Batch
 from embedsvc.graph.comparators import COMPARATORS, Comparator
+from embedsvc.graph.initial import initial_vectors
 from embedsvc.graph.losses import (
     LOSSES,
     REGULARIZERS,
@@ -30,6 +32,7 @@ from embedsvc.graph.losses import (
 from embedsvc.graph.operators import OPERATORS, Operator
 from partitions.errors import ConfigError, did_you_mean
 from partitions.graph import Graph
+from partitions.hashing import hash_keys
 
 CPU = torch.device("cpu")
 
@@ -56,6 +59,14 @@ class RelationParameters:
         return RelationParameters(
             values, {name: torch.zeros_like(table) for name, table in values.items()}
         )
+
+    def draw(self, relations: Sequence[str], scale: float, seed: int) -> None:
+        """Set all to random numbers of mean 0 and this standard deviation; a relation's are the
+        same whatever others there are."""
+        for name, table in self.values.items():
+            keys = pa.array([f"{name} {relation}" for relation in relations], pa.string())
+            drawn = initial_vectors(seed, hash_keys(keys), table.shape[1], scale)
+            table.copy_(torch.from_numpy(drawn))
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """For the checkpoint."""
@@ -90,7 +101,8 @@ class GraphModel:
     relation_dropout: float = 0.0  # the same of operator parameters
 
     @staticmethod
-    def build(config: ModelConfig, graph: Graph) -> "GraphModel":
+    def build(config: ModelConfig, graph: Graph, seed: int = 0) -> "GraphModel":
+        """seed: of the first operator parameters, where they are random."""
         names = [relation.name for relation in graph.relations]
         for table in ("operators", "relation_weights"):
             for name in getattr(config, table):
@@ -99,6 +111,11 @@ class GraphModel:
                     raise ConfigError(f"[model.{table}] {name} is not a relation. {hint}")
         operator_of = tuple(config.operators.get(name, config.operator) for name in names)
         operators = {name: OPERATORS.build(name) for name in sorted(set(operator_of))}
+        parameters = RelationParameters.initial(
+            operators, len(names), config.dim, config.reciprocal
+        )
+        if config.operator_init_scale is not None:
+            parameters.draw(names, config.operator_init_scale, seed)
         return GraphModel(
             dim=config.dim,
             operators=operators,
@@ -107,9 +124,7 @@ class GraphModel:
             loss=LOSSES.build(config.loss),
             regularizer=REGULARIZERS.build(config.regularizer) if config.regularizer else None,
             reciprocal=config.reciprocal,
-            parameters=RelationParameters.initial(
-                operators, len(names), config.dim, config.reciprocal
-            ),
+            parameters=parameters,
             relation_weights=np.array(
                 [config.relation_weights.get(name, 1.0) for name in names], np.float32
             )

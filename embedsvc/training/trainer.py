@@ -125,7 +125,7 @@ class _Trainer:
     ) -> None:
         """device: where tables are trained that the CPU's own steps do not train."""
         self.graph, self.checkpoint, self.config = graph, checkpoint, config
-        self.model = GraphModel.build(model, graph)
+        self.model = GraphModel.build(model, graph, config.seed)
         self.resumed = checkpoint.exists
         form = form_of(model, config)
         settings = {"model": model.model_dump(mode="json"), "train": config.model_dump(mode="json")}

@@ -326,6 +326,30 @@ def test_the_model_is_built_as_the_config_says(make_graph: Any) -> None:
     assert not GraphModel.build(ModelConfig(), graph).moves_candidates
 
 
+def test_operators_begin_at_random_where_asked(make_graph: Any) -> None:
+    relations = dict.fromkeys(("likes", "owns", "knows"), ("e", "e"))
+    graph = make_graph({"train": [("a", name, "b") for name in relations]}, relations)
+    config = ModelConfig(dim=1000, operator="complex_diagonal", reciprocal=True)
+    still = GraphModel.build(config, graph, 1).parameters.values["complex_diagonal"]
+    assert torch.equal(still, torch.tensor([1.0] * 500 + [0.0] * 500).repeat(3, 1))
+
+    config = config.model_copy(update={"operator_init_scale": 0.5})
+    values = GraphModel.build(config, graph, 1).parameters.values
+    assert sorted(values) == ["complex_diagonal", "complex_diagonal.reverse"]
+    for table in values.values():  # 5 sigma of 3,000 numbers
+        assert abs(table.mean()) < 5 * 0.5 / 3000**0.5
+        assert table.std() == pytest.approx(0.5, rel=5 / 6000**0.5)
+    assert not torch.equal(*values.values())
+    again, other = (GraphModel.build(config, graph, seed).parameters.values for seed in (1, 2))
+    assert torch.equal(again["complex_diagonal"], values["complex_diagonal"])
+    assert not torch.equal(other["complex_diagonal"], values["complex_diagonal"])
+
+    one = make_graph({"train": [("a", "owns", "b")]}, {"owns": ("e", "e")})
+    alone = GraphModel.build(config, one, 1).parameters.values["complex_diagonal"]
+    place = [relation.name for relation in graph.relations].index("owns")
+    assert torch.equal(alone[0], values["complex_diagonal"][place])
+
+
 def test_an_operator_for_an_unknown_relation_is_refused(make_graph: Any) -> None:
     graph = make_graph({"train": [("a", "likes", "b")]}, {"likes": ("e", "e")})
     with pytest.raises(ConfigError, match=r"lieks is not a relation. Did you mean likes\?"):
