@@ -31,7 +31,6 @@ from time import perf_counter, process_time, thread_time
 from typing import Any
 
 import faiss
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -39,7 +38,6 @@ from numpy.typing import NDArray
 from embedsvc.outputs.generator import Generator, exact_top
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
 from embedsvc.outputs.retrievers.partition import Partition
-from embedsvc.outputs.retrievers.tables import in_parallel
 
 ROOT = Path(__file__).resolve().parents[1]
 K = 10
@@ -180,43 +178,25 @@ def hashes(a: argparse.Namespace, truth: Truth, name: str) -> Iterator[Line]:
         cost = built(retriever, truth)
 
         def search(x: Floats, retriever: Any = retriever) -> Ids:
-            ids = np.full((len(x), K), -1, np.int64)
-            found = retriever.retrieve(x, CANDIDATES)
-            weight, bias = truth.weight_CD, truth.bias_C
-            in_parallel(len(x), lambda p: best_of(weight, bias, x[p], found[p], ids[p]))
+            ids: Ids = retriever.top(x, K, CANDIDATES)[0]
             return ids
 
         rest = {"candidates": CANDIDATES} | {k: v for k, v in setting.items() if k != "name"}
         yield {"method": method, **measure(a, truth, search), **cost, **rest}
 
 
-@numba.njit(nogil=True)
-def best_of(weight, bias, queries, candidates, ids):  # type: ignore[no-untyped-def]
-    """ids: [Q, K], written: the best of each query's candidates; -1 is none."""
-    for q in range(queries.shape[0]):
-        scores = np.full(candidates.shape[1], -np.inf, np.float32)
-        for i in range(scores.size):
-            c = candidates[q, i]
-            if c >= 0:
-                scores[i] = np.dot(queries[q], weight[c]) + bias[c]
-        for k in range(min(ids.shape[1], scores.size)):
-            best = scores.argmax()
-            if scores[best] > -np.inf:
-                ids[q, k] = candidates[q, best]
-                scores[best] = -np.inf
-
-
 def partitions(a: argparse.Namespace, truth: Truth, name: str) -> Iterator[Line]:
-    partition = Partition(cells=a.cells, packed=True, seed=a.seed)
+    partition = Partition(cells=a.cells, seed=a.seed)
     cost = built(partition, truth)
     for head in (0, a.head) if name == "zipf" else (0,):
         if head:
             partition.pin(truth.frequent[:head])
         for probes in a.probes:
             partition.probes = probes
-            line = measure(a, truth, lambda x: partition.retrieve(x, K))
+            line = measure(a, truth, lambda x: partition.top(x, K, settled=True)[0])
             method = "head + partition" if head else "partition"
-            setting = {"cells": a.cells, "probes": probes, "head": head, "packed": True}
+            cost["mb"] = round(partition.num_bytes / 1e6)  # with the copy of rows
+            setting = {"cells": a.cells, "probes": probes, "head": head}
             yield {"method": method, **line, **cost, **setting}
 
 

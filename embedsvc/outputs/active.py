@@ -28,7 +28,7 @@ correction = "none" takes no logarithm off: the softmax over the active set alon
 Letters: A active classes, B batch, C classes, D dimension, T labels of a row.
 """
 
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from torch import Tensor
 
 from embedsvc.outputs import kernels
 from embedsvc.outputs.sampling import Sampler
-from embedsvc.outputs.sparse import Active, Floats, Ids
+from embedsvc.outputs.sparse import Active, Ids
 
 Correction = Literal["log_q", "none"]
 
@@ -47,7 +47,7 @@ class Chooser:
 
     order: [C], the class of each rank, the most frequent one first; frequencies: [C], by rank.
     removed: uint8 [C] or [0]. head: how many ranks are looked at in every step; afterwards, which
-    classes these are, less removed ones. in_head: uint8 [C].
+    classes these are, less removed ones.
     """
 
     def __init__(
@@ -65,10 +65,6 @@ class Chooser:
         self._sampler, self._order, self._removed = sampler, order, removed
         self._samples, self._correction = samples, correction
         self.head = order[:head][removed[order[:head]] == 0] if len(removed) else order[:head]
-        self.in_head = np.zeros(len(order), np.uint8)
-        self.in_head[self.head] = 1
-        # Kept by who answers queries: of when, the rows as columns, the biases.
-        self.head_copy: tuple[Any, Floats, Floats] | None = None
         self._head_slots = np.empty(0, np.int32)
         self._slots = self._head_slots
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from embedsvc.outputs import full, kernels
+from embedsvc.outputs import full
 from embedsvc.outputs.active import Chooser, Correction, estimate
 from embedsvc.outputs.full import FullSoftmax, FusedStep, TopK
 from embedsvc.outputs.retrievers import RETRIEVERS, Retriever
@@ -34,8 +34,6 @@ from embedsvc.outputs.sparse import (
     Ids,
     SparseStep,
     Workspace,
-    in_threads,
-    slices,
 )
 from partitions.errors import ConfigError, DataError
 
@@ -112,13 +110,13 @@ class LSHSoftmax(FullSoftmax):
         self._retriever: Retriever | None = None
         self._is_built = False
         self._bound_at, self._bound_rows = 0, 0
-        self._outside = np.empty(0, np.int64)  # the head that the retriever does without
+        self._pinned: Ids | None = None  # the head that the retriever knows
         if retriever is not None:
             spec = {"name": retriever} if isinstance(retriever, str) else retriever
             self._retriever = RETRIEVERS.build({"seed": seed, **spec})
         self._chooser: Chooser | None = None
-        self._num_updates = 0
         self._touched: list[Ids] = []  # by the optimizer of an unfused layer, perhaps
+        self._version = 0  # of the weights, as torch counts, which knows of no fused step
         self.register_buffer("num_steps", torch.zeros(1, dtype=torch.int64))
         self.register_buffer("frequencies", torch.empty(0, dtype=torch.float64))
         self.num_steps: Tensor
@@ -223,25 +221,23 @@ class LSHSoftmax(FullSoftmax):
         return self._retriever if self._is_built else None
 
     def _ready(self, retriever: Retriever) -> Retriever:
-        """Built, where the weights are now, and without the head, which is looked at anyway."""
+        """Built, where the weights are now, and with the head pinned."""
         weight, bias = self._rows()
         head = self._ranks().head
         if not self._is_built:
             retriever.fit(weight, bias)
-            retriever.remove(np.union1d(head, np.flatnonzero(self.removed.numpy())))
-            self._is_built, self._outside = True, head
+            retriever.remove(np.flatnonzero(self.removed.numpy()))
+            self._is_built, self._pinned = True, None
             self._bound_at, self._bound_rows = weight.ctypes.data, len(weight)
+            self._version = self.weight._version
         self._bind(retriever)
-        if self._outside is not head:
-            back = np.setdiff1d(self._outside, head)
-            if len(self.removed):
-                back = back[self.removed.numpy()[back] == 0]
-            retriever.add(back)
-            retriever.remove(np.setdiff1d(head, self._outside))
-            self._outside = head
-        if self._touched:
-            retriever.touch(np.unique(np.concatenate(self._touched)))
-            self._touched = []
+        if self._pinned is not head:
+            retriever.pin(head)
+            self._pinned = head
+        if self._touched or self._version != self.weight._version:
+            ids = np.concatenate([np.empty(0, np.int64), *self._touched])
+            retriever.touch(np.unique(ids))
+            self._touched, self._version = [], self.weight._version
         return retriever
 
     def _bind(self, retriever: Retriever) -> None:
@@ -269,63 +265,28 @@ class LSHSoftmax(FullSoftmax):
     ) -> TopK:
         """The k classes with the highest scores: [B, k] or [k]; all, if there are no more.
 
-        Of the head and of the classes retrieved for each row, at most `candidates`, scored exactly
-        (default: 8 k, at least 256); a row for which these are fewer than k is answered by a scan.
-        exact: of all classes. Scores are <w, x> + b; indices are classes.
+        Of the head and of what the retriever finds for each row, scored exactly; a row for which
+        these are fewer than k is answered by a scan. candidates: how many a retriever of hashes
+        proposes (default: 8 k, at least 256). exact: of all classes. Scores are <w, x> + b; indices
+        are classes. In eval mode, `partition` answers from a copy of the rows.
         """
-        if self.num_live <= self.head or self._retriever is None:
-            exact = True
-        if exact or self.weight.device.type != "cpu":
+        if (
+            (exact or self._retriever is None)
+            or self.num_live <= self.head
+            or self.weight.device.type != "cpu"
+        ):
             return super().topk(hidden, k)
         hidden_BD = self._checked(hidden).contiguous()
         k = min(k, self.num_live)
         limit = max(256, 8 * k) if candidates is None else candidates
-        found = self._best(hidden_BD.numpy(), k, limit)
-        short = (found.indices < 0).any(1)
-        if short.any():
+        retriever = self._ready(self._retriever)
+        ids, scores = retriever.top(hidden_BD.numpy(), k, limit, settled=not self.training)
+        found = TopK(torch.from_numpy(scores), torch.from_numpy(ids))
+        if (ids < 0).any():
+            short = (found.indices < 0).any(1)
             right = full.topk(hidden_BD[short], self.weight, self.bias, self.removed, k)
             found.values[short], found.indices[short] = right
         return TopK(found.values[0], found.indices[0]) if hidden.dim() == 1 else found
-
-    def _best(self, queries: Floats, k: int, limit: int) -> TopK:
-        """Of head and proposals; -inf and -1 where there are fewer than k."""
-        assert self._retriever is not None
-        proposed = self._ready(self._retriever).retrieve(queries, limit)
-        table, chooser = self._table(), self._ranks()
-        turned, bias = self._head_rows()
-        of_head = np.empty((len(queries), len(chooser.head)), np.float32)
-        values = np.empty((len(queries), k), np.float32)
-        classes = np.empty((len(queries), k), np.int64)
-
-        def choose(thread: int, first: int, last: int) -> None:
-            kernels.best_candidates(
-                table,
-                first,
-                last,
-                queries,
-                chooser.head,
-                turned,
-                bias,
-                of_head,
-                proposed,
-                chooser.in_head,
-                values,
-                classes,
-            )
-
-        if k and len(queries):
-            in_threads(choose, slices(len(queries), self.threads))
-        return TopK(torch.from_numpy(values), torch.from_numpy(classes))
-
-    def _head_rows(self) -> tuple[Floats, Floats]:
-        """The head's rows, as columns, and biases: gathering them costs more than a query."""
-        chooser = self._ranks()  # a new one starts without a copy
-        now = (self._num_updates, self.weight._version, self.weight.data_ptr())
-        if chooser.head_copy is None or chooser.head_copy[0] != now:
-            table, head = self._table(), chooser.head
-            bias = table.bias[head] if len(table.bias) else np.zeros(len(head), np.float32)
-            chooser.head_copy = now, np.ascontiguousarray(table.values[head].T), bias
-        return chooser.head_copy[1:]
 
     # --- classes come and go
 
@@ -380,8 +341,9 @@ class LSHSoftmax(FullSoftmax):
             weight, bias = self._rows()
             self._retriever.rebind(weight, bias)
             self._retriever.load_state(state)
-            self._is_built, self._outside = True, self._ranks().head
+            self._is_built, self._pinned = True, None
             self._bound_at, self._bound_rows = weight.ctypes.data, len(weight)
+            self._version = self.weight._version
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         if prefix + "frequencies" in state_dict:
@@ -423,7 +385,6 @@ class _Touching:
     def finish(self, weight: Floats, wanted: bool) -> Floats | None:
         grad = self._step.finish(weight, wanted)
         layer, active = self._layer, self._step.active
-        layer._num_updates += 1
         if retriever := layer._built():
             layer._ready(retriever).touch(active.ids[active.num_head :])
         return grad

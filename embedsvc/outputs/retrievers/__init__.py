@@ -3,7 +3,10 @@
     score of class c for query x = <w_c, x> + b_c; higher is better
 
 In training they add hard classes to what a step looks at (active.py), in answering they spare the
-scan of all classes. They only propose: whoever asks scores the proposals exactly.
+scan of all classes.
+
+The most frequent classes, the head, are looked at anyway. So they are pinned: no step is told of
+them, and every answer ranks them with what was found, by exact scores.
 
 The whole job of adding one: one class here, registered; contract tests cover it by that.
 
@@ -22,7 +25,7 @@ Floats = NDArray[np.float32]
 
 
 class Retriever(Protocol):
-    """Proposes classes for queries. Keyword arguments of the constructor are the config keys.
+    """Finds classes for queries. Keyword arguments of the constructor are the config keys.
 
     A class is a row's number. Rows live in arrays that the owner updates in place; a retriever
     keeps references to them, never a copy.
@@ -44,7 +47,10 @@ class Retriever(Protocol):
         """
 
     def touch(self, ids: Ids) -> None:
-        """These rows were changed in place; ids: [n], distinct. Upkeep may be put off."""
+        """These rows were changed in place; ids: [n], distinct. Upkeep may be put off.
+
+        Pinned rows may have changed, too, and needn't be named.
+        """
 
     def add(self, ids: Ids) -> None:
         """From now on these rows are classes, too."""
@@ -52,14 +58,32 @@ class Retriever(Protocol):
     def remove(self, ids: Ids) -> None:
         """From now on these rows are no classes, and never proposed."""
 
+    def pin(self, ids: Ids) -> None:
+        """From now on `top` looks at these classes for every query, and `shared` at none of them.
+
+        Those pinned before no longer are.
+        """
+
+    def top(
+        self, queries_QD: Floats, k: int, limit: int, settled: bool = False
+    ) -> tuple[Ids, Floats]:
+        """The best found: int64 [Q, k] and exact scores, best first; padded with -1 and -inf.
+
+        Of pinned classes and others; limit: how many others a method considers that finds them in
+        no order. settled: rows aren't being trained, so that a copy in a better order may pay.
+        """
+
     def retrieve(self, queries_QD: Floats, limit: int) -> Ids:
-        """int64 [Q, limit]: distinct classes for each query, in any order, padded with -1."""
+        """int64 [Q, limit]: distinct classes for each query, in any order, padded with -1.
+
+        Pinned ones may be among them.
+        """
 
     def shared(self, queries_QD: Floats, limit: int) -> Ids:
         """int64 [<= limit]: classes for the queries together; distinct, ascending."""
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """All that makes another instance, after `rebind` and `load_state`, propose the same."""
+        """All that makes another instance find the same, after `rebind`, `load_state`, `pin`."""
 
     def load_state(self, state: dict[str, NDArray[Any]]) -> None:
         """What `state` gave. The rows must be those of that time: `rebind` comes first."""

@@ -20,6 +20,7 @@ class Exact:
         self._weight: Floats = np.empty((0, 0), np.float32)
         self._bias: Floats | None = None
         self._live = np.empty(0, np.bool_)
+        self._pinned = np.empty(0, np.int64)
 
     @property
     def num_bytes(self) -> int:
@@ -27,6 +28,7 @@ class Exact:
 
     def fit(self, weight_CD: Floats, bias_C: Floats | None) -> None:
         self._live = np.ones(len(weight_CD), np.bool_)
+        self._pinned = np.empty(0, np.int64)
         self._weight, self._bias = weight_CD, bias_C
 
     def rebind(self, weight_CD: Floats, bias_C: Floats | None) -> None:
@@ -42,12 +44,26 @@ class Exact:
     def remove(self, ids: Ids) -> None:
         self._live[ids] = False
 
+    def pin(self, ids: Ids) -> None:
+        self._pinned = ids.copy()
+
     def retrieve(self, queries_QD: Floats, limit: int) -> Ids:
         """The first is the best; of equal scores any."""
+        return self._best(queries_QD, limit, self._live)[0]
+
+    def top(
+        self, queries_QD: Floats, k: int, limit: int = 0, settled: bool = False
+    ) -> tuple[Ids, Floats]:
+        return self._best(queries_QD, k, self._live)
+
+    def _best(
+        self, queries_QD: Floats, limit: int, live_C: NDArray[np.bool_]
+    ) -> tuple[Ids, Floats]:
         out = np.full((len(queries_QD), limit), -1, np.int64)
-        k = min(limit, int(self._live.sum()))
+        out_scores = np.full((len(queries_QD), limit), -np.inf, np.float32)
+        k = min(limit, int(live_C.sum()))
         if not k or not len(queries_QD):
-            return out
+            return out, out_scores
         queries = torch.from_numpy(queries_QD)
         best = torch.empty((len(queries), 0))
         ids = torch.empty((len(queries), 0), dtype=torch.int64)
@@ -56,20 +72,22 @@ class Exact:
             scores = queries @ torch.from_numpy(self._weight[rows]).T
             if self._bias is not None:
                 scores += torch.from_numpy(self._bias[rows])
-            scores[:, torch.from_numpy(~self._live[rows])] = -torch.inf
+            scores[:, torch.from_numpy(~live_C[rows])] = -torch.inf
             top, at = scores.topk(min(k, scores.shape[1]))
             best, ids = torch.cat([best, top], 1), torch.cat([ids, at + start], 1)
             best, at = best.topk(min(k, best.shape[1]))
             ids = ids.gather(1, at)
-        out[:, :k] = ids.numpy()
-        return out
+        out[:, :k], out_scores[:, :k] = ids.numpy(), best.numpy()
+        return out, out_scores
 
     def shared(self, queries_QD: Floats, limit: int) -> Ids:
         """The best of each query first, then the second best of each, and so on."""
-        live = np.flatnonzero(self._live)
+        others = self._live.copy()
+        others[self._pinned] = False
+        live = np.flatnonzero(others)
         if len(live) <= limit:
             return live
-        by_rank = self.retrieve(queries_QD, limit).T.ravel()
+        by_rank = self._best(queries_QD, limit, others)[0].T.ravel()
         _, first = np.unique(by_rank, return_index=True)
         return np.sort(by_rank[np.sort(first)[:limit]])
 

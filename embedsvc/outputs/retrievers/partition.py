@@ -19,10 +19,10 @@ highest mean, k-means on directions alone).
 A class is one int, its cell. It is looked at on every n-th touch: it moves if one of the cells near
 its own is nearer, and its cell's mean and spread follow it. Queries that come
 together are grouped by cell, so that each cell visited is one product, rounded to bfloat16 where
-that is fast; the best of it are scored anew, exactly. `packed` keeps a copy of the rows in the
-order of cells, for answering: without it, rows are gathered from all over the weights.
+that is fast; the best of it are scored anew, exactly. While rows are not being trained, `packed`
+keeps a copy of them in the order of cells: else they are gathered from all over the weights.
 
-`pin` puts classes where every query looks: the most frequent ones.
+Pinned classes are one more cell, which every query visits.
 
 Letters: C classes, D dimension, K cells, Q queries, P probes, n rows, m rows of a tile.
 """
@@ -70,7 +70,7 @@ class Partition:
         reach: float = 3.0,  # spreads
         rounds: int = 6,  # of k-means
         sample: int = 64,  # rows a cell that k-means sees
-        packed: bool = False,
+        packed: bool = True,  # a copy of rows for answers, half their size in bfloat16
         seed: int = 0,
     ) -> None:
         if (cells is not None and cells < 1) or probes < 1 or not 1 <= check_every <= 255:
@@ -155,8 +155,6 @@ class Partition:
         self._rows: Any = None
         self._offset: Any = None
         self._stale = np.zeros(0, np.bool_)
-        if self.packed:
-            self._refresh()
 
     def _near_cells(self) -> NDArray[np.int32]:
         """int32 [K, N]: of each center the nearest ones, itself among them."""
@@ -207,9 +205,7 @@ class Partition:
 
     def touch(self, ids: Ids) -> None:
         start = perf_counter()
-        if self._rows is not None:
-            cells = self.cell_C[ids]
-            self._stale[cells[cells >= 0]] = True
+        self._stale[:] = True  # all cells soon are, and finding which costs more than marking
         due = self._touches.due(ids)
         cell = self.cell_C[due]
         self._look_around(due[(cell >= 0) & (cell < len(self._center_KE))])
@@ -226,7 +222,6 @@ class Partition:
         self.upkeep_s += perf_counter() - start
 
     def pin(self, ids: Ids) -> None:
-        """From now on, every query looks at these classes, and at none of those pinned before."""
         pinned = self._lists.members(len(self._center_KE)).astype(np.int64)
         self._place(np.setdiff1d(pinned, ids))
         self._move(ids, np.full(len(ids), len(self._center_KE), np.int32))
@@ -291,18 +286,21 @@ class Partition:
     # --- answering --------------------------------------------------------------------------------
 
     def retrieve(self, queries_QD: Floats, limit: int) -> Ids:
-        """Best first; asked for as many as there are, it looks everywhere."""
+        """Best first, pinned ones as well."""
         return self.top(queries_QD, limit)[0]
 
-    def top(self, queries_QD: Floats, k: int) -> tuple[Ids, Floats]:
-        """int64 [Q, k] and their exact scores, best first; padded with -1 and -inf."""
+    def top(
+        self, queries_QD: Floats, k: int, limit: int = 0, settled: bool = False
+    ) -> tuple[Ids, Floats]:
+        """Asked for as many as there are, it looks everywhere; limit: means nothing here."""
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
         num_queries = len(queries_QD)
         ids = np.full((num_queries, k), -1, np.int64)
         scores = np.full((num_queries, k), -np.inf, np.float32)
         if not num_queries or not k:
             return ids, scores
-        if self.packed:
+        copied = settled and self.packed
+        if copied:
             self._refresh()
             if num_queries == 1 and self._rows.dtype == np.uint16:
                 self._top_one(queries_QD, ids, scores)
@@ -324,7 +322,7 @@ class Partition:
             with one_thread_each():
                 for cell in _shared_out(cells, lock):
                     begin = ends[cell - 1] if cell else 0
-                    self._visit(cell, packed, grouped[begin : ends[cell]], best, which)
+                    self._visit(cell, packed, grouped[begin : ends[cell]], copied, best, which)
 
         threads = min(_num_cores(), max(1, num_queries // _FEW))
         if threads == 1:
@@ -393,7 +391,9 @@ class Partition:
             self._kept_reach = np.stack([bias_K, reach_K]).astype(np.float32)
         return self._kept_reach
 
-    def _visit(self, cell: int, packed: Any, queries: Any, best: Floats, which: Ids) -> None:
+    def _visit(
+        self, cell: int, packed: Any, queries: Any, copied: bool, best: Floats, which: Ids
+    ) -> None:
         """Score a cell's classes for the queries that visit it, and keep the best of each."""
         space = self._lists.space
         first, size = int(space.start[cell]), int(space.size[cell])
@@ -403,7 +403,7 @@ class Partition:
         for begin in range(first, first + size, _TILE_ROWS):
             place = slice(begin, min(begin + _TILE_ROWS, first + size))
             ids = space.ids[place]
-            if self._rows is not None:
+            if copied:
                 rows, offset = self._rows[place], self._offset[place]
             else:
                 rows = np.empty((len(ids), packed.shape[1]), packed.dtype)
@@ -417,8 +417,7 @@ class Partition:
                 _keep(scores, offset, ids, some, best, which)
 
     def shared(self, queries_QD: Floats, limit: int) -> Ids:
-        """Pinned classes aside: the cells that queries give most to, their scores as by softmax."""
-        num_cells = len(self._center_KE)
+        """The cells that queries give most to, their scores as by softmax."""
         if not len(queries_QD):
             return np.empty(0, np.int64)
         queries_QD = np.ascontiguousarray(queries_QD, np.float32)
@@ -431,10 +430,8 @@ class Partition:
         last = int(np.searchsorted(np.cumsum(size[order]), limit))
         chosen = [self._lists.members(cell) for cell in order[:last].tolist()]
         missing = limit - sum(len(members) for members in chosen)
-        if last < num_cells and missing:
+        if last < len(order) and missing:
             chosen.append(np.sort(self._lists.members(int(order[last])))[:missing])
-        elif missing:
-            chosen.append(np.sort(self._lists.members(num_cells))[:missing])
         return np.sort(np.concatenate([*chosen, np.empty(0, np.int32)])).astype(np.int64)
 
     # --- saving -----------------------------------------------------------------------------------

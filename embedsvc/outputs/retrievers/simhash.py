@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
+from embedsvc.outputs.retrievers.proposals import best_of
 from embedsvc.outputs.retrievers.tables import Keys, Tables, check_num_keys
 from embedsvc.outputs.retrievers.touches import Touches
 from partitions.errors import ConfigError
@@ -69,6 +70,7 @@ class SimHash:
         ]
         self.tables = Tables(2**self.bits, np.concatenate(keys))
         self._touches = Touches(len(weight_CD), self.check_every, self.seed)
+        self._pinned = np.empty(0, np.int64)
 
     def rebind(self, weight_CD: Floats, bias_C: Floats | None) -> None:
         self._bind(weight_CD, bias_C)
@@ -125,7 +127,21 @@ class SimHash:
     def remove(self, ids: Ids) -> None:
         start = perf_counter()
         self.tables.remove(ids)
+        self._pinned = np.setdiff1d(self._pinned, ids)
         self.upkeep_s += perf_counter() - start
+
+    def pin(self, ids: Ids) -> None:
+        """Tables do without them."""
+        back = np.setdiff1d(self._pinned, ids)
+        self.tables.put(back, self.keys(back))
+        self.tables.remove(ids)
+        self._pinned = ids.copy()
+
+    def top(
+        self, queries_QD: Floats, k: int, limit: int, settled: bool = False
+    ) -> tuple[Ids, Floats]:
+        found = self.retrieve(queries_QD, limit)
+        return best_of(self._weight, self._bias, self._pinned, found, queries_QD, k)
 
     def retrieve(self, queries_QD: Floats, limit: int) -> Ids:
         """Classes that share no table are not proposed."""
@@ -146,6 +162,7 @@ class SimHash:
         self.tables = Tables(2**self.bits, state["keys"].copy())
         self._touches = Touches(len(state["left"]), self.check_every, self.seed)
         self._touches.left_C[:] = state["left"]
+        self._pinned = np.empty(0, np.int64)
         self._mean_D = state["mean"].copy()
         self._mean_bias, self._length = (float(x) for x in state["scalars"])
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
+from embedsvc.outputs.retrievers.proposals import best_of
 from embedsvc.outputs.retrievers.tables import Keys, Tables, check_num_keys, in_parallel
 from partitions.errors import ConfigError
 
@@ -55,19 +56,20 @@ class WTA:
         return self.tables.num_bytes + self._stale_C.nbytes
 
     def fit(self, weight_CD: Floats, bias_C: Floats | None) -> None:
-        self._bind(weight_CD)
+        self._bind(weight_CD, bias_C)
         self.tables = Tables(self.num_keys, self.keys(weight_CD))
+        self._pinned = np.empty(0, np.int64)
         self._stale_C = np.zeros(len(weight_CD), np.bool_)
         self._touches = 0
 
     def rebind(self, weight_CD: Floats, bias_C: Floats | None) -> None:
-        self._bind(weight_CD)
+        self._bind(weight_CD, bias_C)
         if hasattr(self, "tables"):
             self.tables.resize(len(weight_CD))
             new = np.zeros(len(weight_CD) - len(self._stale_C), np.bool_)
             self._stale_C = np.concatenate([self._stale_C, new])
 
-    def _bind(self, weight_CD: Floats) -> None:
+    def _bind(self, weight_CD: Floats, bias_C: Floats | None) -> None:
         dim = weight_CD.shape[1]
         if self.window > dim:
             raise ConfigError(
@@ -76,7 +78,7 @@ class WTA:
         rng = np.random.default_rng(self.seed)
         orders = (rng.permutation(dim) for _ in range(self.permutations))
         self.windows_Pm = np.stack([order[: self.window] for order in orders]).astype(np.int32)
-        self._weight = weight_CD
+        self._weight, self._bias = weight_CD, bias_C
 
     def keys(self, rows_nD: Floats) -> Keys:
         """uint32 [n, M]: a band's codes are the digits of its key, the first one the highest."""
@@ -103,7 +105,21 @@ class WTA:
     def remove(self, ids: Ids) -> None:
         start = perf_counter()
         self.tables.remove(ids)
+        self._pinned = np.setdiff1d(self._pinned, ids)
         self.upkeep_s += perf_counter() - start
+
+    def pin(self, ids: Ids) -> None:
+        """Tables do without them."""
+        back = np.setdiff1d(self._pinned, ids)
+        self.tables.put(back, self.keys(self._weight[back]))
+        self.tables.remove(ids)
+        self._pinned = ids.copy()
+
+    def top(
+        self, queries_QD: Floats, k: int, limit: int, settled: bool = False
+    ) -> tuple[Ids, Floats]:
+        found = self.retrieve(queries_QD, limit)
+        return best_of(self._weight, self._bias, self._pinned, found, queries_QD, k)
 
     def retrieve(self, queries_QD: Floats, limit: int) -> Ids:
         """Classes that share no band are not proposed."""
@@ -122,6 +138,7 @@ class WTA:
     def load_state(self, state: dict[str, NDArray[Any]]) -> None:
         self.tables = Tables(self.num_keys, state["keys"].copy())
         self._stale_C = state["stale"].astype(np.bool_)
+        self._pinned = np.empty(0, np.int64)
         self._touches = int(state["touches"])
 
 

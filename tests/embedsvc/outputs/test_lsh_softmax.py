@@ -279,7 +279,7 @@ def test_frequencies_order_the_head() -> None:
     assert model._ranks().head.tolist() == [4, 3, 2]
 
 
-def test_the_retriever_does_without_the_head() -> None:
+def test_the_retriever_proposes_none_of_the_head() -> None:
     model = layer(40, head=8, frequencies=torch.arange(40, 0, -1))
     retriever = model.retriever
     assert retriever is not None
@@ -287,7 +287,7 @@ def test_the_retriever_does_without_the_head() -> None:
 
     def proposed() -> list[int]:
         model.topk(queries, 1)
-        return sorted({c for row in retriever.retrieve(queries.numpy(), 60) for c in row if c >= 0})
+        return retriever.shared(queries.numpy(), 60).tolist()
 
     assert proposed() == list(range(8, 40))
     model.remove_classes([3, 30])

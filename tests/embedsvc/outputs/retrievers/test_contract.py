@@ -132,3 +132,36 @@ def test_one_class_and_no_query(name: str) -> None:
     if name not in ("simhash", "wta"):  # a hash may miss it
         assert (found[0][0, 0], found[1].tolist()) == (0, [0])
     assert retriever.retrieve(weight[:0], 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("settled", [False, True])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_pinned_classes_are_in_every_answer_and_in_no_step(
+    name: str, with_bias: bool, settled: bool
+) -> None:
+    """Whether trained since or not; by a plain loop."""
+    weight, bias = rows(200)
+    queries, _ = rows(40, seed=1)
+    retriever = build(name)
+    retriever.fit(weight, bias if with_bias else None)
+    others = retriever.retrieve(queries, 200)
+    retriever.top(queries, 3, 20, settled)
+    for pinned in (np.arange(0, 60), np.arange(30, 90)):
+        retriever.pin(pinned)
+        weight[pinned] += np.float32(0.5)
+        retriever.touch(np.arange(0))
+        assert not set(retriever.shared(queries, 200).tolist()) & set(pinned.tolist())
+        ids, scores = retriever.top(queries, 7, 20, settled)
+        assert (np.diff(scores, axis=1) <= 0).all()
+        right = queries @ weight.T + (bias if with_bias else 0)
+        np.testing.assert_allclose(scores, np.take_along_axis(right, ids, 1), rtol=1e-4, atol=1e-4)
+        for q in range(40):
+            best = set(pinned[np.argsort(-right[q, pinned])[:7]].tolist())
+            lowest = scores[q, -1] + 1e-4
+            assert {c for c in best if right[q, c] > lowest} <= set(ids[q].tolist())
+    retriever.remove(np.arange(30, 40))
+    retriever.pin(np.arange(40, 50))
+    everything, scores = retriever.top(queries, 300, 300, settled)
+    check(everything, set(range(30)) | set(range(40, 200)))
+    assert (scores[everything < 0] == -np.inf).all()
+    assert set(others.ravel().tolist()) - set(range(30, 40)) <= set(everything.ravel().tolist())

@@ -1,0 +1,70 @@
+"""What is best of classes proposed in no order, and of those pinned: for hashes, which can't score.
+
+Letters: C classes, D dimension, H pinned classes, K answers, L proposals, Q queries.
+"""
+
+import numba
+import numpy as np
+
+from embedsvc.outputs.retrievers import Floats, Ids
+from embedsvc.outputs.retrievers.tables import in_parallel
+
+
+def best_of(
+    weight_CD: Floats,
+    bias_C: Floats | None,
+    pinned_H: Ids,
+    proposed_QL: Ids,
+    queries_QD: Floats,
+    k: int,
+) -> tuple[Ids, Floats]:
+    """int64 [Q, K] and their scores, best first; padded with -1 and -inf.
+
+    proposed_QL: distinct in each row, none of them pinned; -1 is none.
+    """
+    num_queries = len(queries_QD)
+    ids = np.full((num_queries, k), -1, np.int64)
+    scores = np.full((num_queries, k), -np.inf, np.float32)
+    bias_C = np.zeros(len(weight_CD), np.float32) if bias_C is None else bias_C
+    pinned_HD = weight_CD[pinned_H]
+    if not k:
+        return ids, scores
+
+    def work(part: slice) -> None:
+        of_pinned = queries_QD[part] @ pinned_HD.T + bias_C[pinned_H]
+        _best_of(
+            *(weight_CD, bias_C, pinned_H, of_pinned, proposed_QL[part], queries_QD[part]),
+            *(ids[part], scores[part]),
+        )
+
+    in_parallel(num_queries, work)
+    return ids, scores
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+def _best_of(weight, bias, pinned, of_pinned, proposed, queries, ids, scores):  # type: ignore[no-untyped-def]
+    """of_pinned: [Q, H], scores; ids, scores: written."""
+    for q in range(queries.shape[0]):
+        for i in range(pinned.size):
+            if of_pinned[q, i] > scores[q, -1]:
+                _insert(of_pinned[q, i], pinned[i], scores[q], ids[q])
+        for i in range(proposed.shape[1]):
+            c = proposed[q, i]
+            if c >= 0:
+                score = bias[c]
+                for d in range(queries.shape[1]):
+                    score += weight[c, d] * queries[q, d]
+                if score > scores[q, -1]:
+                    _insert(score, c, scores[q], ids[q])
+
+
+@numba.njit(nogil=True, cache=True)
+def _insert(score, c, scores, ids):  # type: ignore[no-untyped-def]
+    """Into a descending list, whose last one falls out."""
+    at = scores.size - 1
+    while at > 0 and scores[at - 1] < score:
+        scores[at] = scores[at - 1]
+        ids[at] = ids[at - 1]
+        at -= 1
+    scores[at] = score
+    ids[at] = c
