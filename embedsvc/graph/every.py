@@ -8,7 +8,8 @@ are known, a second pass forms the gradient of each tile's rows, of both sides w
 serves both, and updates them before it goes on to the next.
 
 Softmax of dot products, of queries that are moved: candidates stand still. What is kept is float32,
-or bfloat16 where products are; the kernel is compiled for either. Letters as in kernels.py, and T
+or where products are of bfloat16, tiles of that, packed for them; the kernel is compiled for
+either. Letters as in kernels.py, and T
 rows of a tile.
 """
 
@@ -39,30 +40,47 @@ from embedsvc.graph.kernels import (
     _update_parameters,
     exp,
 )
-from embedsvc.graph.products import halve, multiply
+from embedsvc.graph.products import (
+    left_tiles,
+    multiply,
+    multiply_tiles,
+    new_room,
+    new_tiles,
+    pack_left,
+    pack_right,
+    right_tiles,
+    room_bytes,
+)
 from embedsvc.graph.rounding import key_of
 
 TILE_ROWS = 512  # rows and scores of 200 edges: some 1 MB
 
 
 class Kept(NamedTuple):
-    """Exponentials of a chunk: float32, or bfloat16 in uint16. Made by room_for."""
+    """Exponentials of a chunk: float32, or uint32 that hold tiles of bfloat16. Made by room_for."""
 
-    of_rhs: NDArray[Any]  # [rows of the right table * C], of predicting rhs
-    of_lhs: NDArray[Any]  # [rows of the left table * C]
+    of_rhs: NDArray[Any]  # of rows of the right table by edges, of predicting rhs
+    of_lhs: NDArray[Any]  # of rows of the left table by edges, of predicting lhs
 
 
 def room_for(left_rows: int, right_rows: int, most_edges: int, halves: bool) -> Kept:
-    dtype = np.uint16 if halves else np.float32
-    return Kept(np.empty(right_rows * most_edges, dtype), np.empty(left_rows * most_edges, dtype))
+    if halves:
+        return Kept(*(new_tiles(_tiles(rows, most_edges)) for rows in (right_rows, left_rows)))
+    return Kept(*(np.empty(rows * most_edges, np.float32) for rows in (right_rows, left_rows)))
+
+
+def _tiles(rows: int, inner: int) -> int:
+    return -(-rows // 16) * -(-inner // 32)
 
 
 def bytes_of(left_rows: int, right_rows: int, most_edges: int, dim: int, halves: bool) -> int:
     """What train_chunks works in, room_for's included."""
-    kept = (left_rows + right_rows) * most_edges * (2 if halves else 4)
     tiles = -(-left_rows // TILE_ROWS) + -(-right_rows // TILE_ROWS)
     floats = tiles * most_edges + TILE_ROWS * (3 * dim + most_edges) + 16 * most_edges * dim
-    return kept + 4 * floats
+    if not halves:
+        return 4 * ((left_rows + right_rows) * most_edges + floats)
+    kept = 1024 * (_tiles(left_rows, most_edges) + _tiles(right_rows, most_edges))
+    return kept + 4 * floats + room_bytes(TILE_ROWS, most_edges, dim)
 
 
 class _Side(NamedTuple):
@@ -71,7 +89,7 @@ class _Side(NamedTuple):
     ids: Any  # uint32 [C], the entities to predict
     query: Any  # float32 [C, D]
     grad_query: Any  # float32 [C, D], of the mere exponentials; later of the loss
-    kept: Any  # [N, C]
+    kept: Any  # float32 [N, C]; or uint32 [N and some rows to fill tiles, C / 2 and some], of tiles
     shifts: Any  # float32 [tiles, C], what was taken off a tile's scores
     pos: Any  # float32 [C]
     top: Any  # float32 [C], the highest score so far
@@ -87,8 +105,8 @@ class _Tile(NamedTuple):
     scores: Any  # float32 [T * C]
     product: Any  # float32 [max(T, C) * D]
     scaled: Any  # float32 [C, D]
-    short: Any  # as kept [max(T, C) * D]
-    ready: Any  # as kept [C * D]
+    ready: Any  # queries as _score wants them, float32 or uint32
+    room: Any  # products.Room, of nothing where products are of float32
 
 
 @_jit
@@ -152,8 +170,8 @@ def _train_chunk(  # type: ignore[no-untyped-def]
     _gather(forward.values, relations, params)
     _gather(reverse.values, relations, back_params)
 
-    to_rhs = _new_side(rhs, _block(kept.of_rhs, right.state.size, size), dim)
-    to_lhs = _new_side(lhs, _block(kept.of_lhs, left.state.size, size), dim)
+    to_rhs = _new_side(rhs, kept.of_rhs, right.state.size, dim)
+    to_lhs = _new_side(lhs, kept.of_lhs, left.state.size, dim)
     _move(kind.operator, lhs_CD, params, place, to_rhs.query)
     _move(kind.operator, rhs_CD, back_params, place, to_lhs.query)
     loss = _score_all(right, to_rhs, rhs_CD, weight, tile)
@@ -188,29 +206,28 @@ def _train_chunk(  # type: ignore[no-untyped-def]
 
 @_jit
 def _new_tile(kept, size, dim):  # type: ignore[no-untyped-def]
-    longer = max(TILE_ROWS, size) * dim
     return _Tile(
         np.empty(TILE_ROWS, np.int64),
         np.empty((TILE_ROWS, dim), np.float32),
         np.empty((TILE_ROWS, dim), np.float32),
         np.empty(TILE_ROWS * size, np.float32),
-        np.empty(longer, np.float32),
+        np.empty(max(TILE_ROWS, size) * dim, np.float32),
         np.empty((size, dim), np.float32),
-        np.empty(longer, kept.dtype),
-        np.empty(size * dim, kept.dtype),
+        _new_ready(kept, size, dim),
+        _new_room(kept, size, dim),
     )
 
 
 @_jit
-def _new_side(ids, kept, dim):  # type: ignore[no-untyped-def]
+def _new_side(ids, kept, num_rows, dim):  # type: ignore[no-untyped-def]
     size = ids.size
-    tiles = (kept.shape[0] + TILE_ROWS - 1) // TILE_ROWS
+    tiles = (num_rows + TILE_ROWS - 1) // TILE_ROWS
     per_edge = np.zeros((5, size), np.float32)
     return _Side(
         ids,
         np.empty((size, dim), np.float32),
         np.zeros((size, dim), np.float32),
-        kept,
+        _kept_block(kept, num_rows, size),
         np.empty((tiles, size), np.float32),
         per_edge[0],
         per_edge[1],
@@ -233,10 +250,10 @@ def _score_all(table, side, own, weight, tile):  # type: ignore[no-untyped-def]
     before = np.empty(size, np.float32)
     for number in range(side.shifts.shape[0]):
         first = number * TILE_ROWS
-        rows = min(TILE_ROWS, side.kept.shape[0] - first)
+        rows = min(TILE_ROWS, table.state.size - first)
         vectors = _read_tile(table, first, rows, tile)
         scores = _block(tile.scores, rows, size)
-        _score(vectors, tile.ready, tile.short, scores)
+        _score(vectors, tile.ready, tile.room, scores)
         for e in range(size):
             if first <= side.ids[e] < first + rows:
                 scores[side.ids[e] - first, e] = _MASKED
@@ -252,10 +269,10 @@ def _score_all(table, side, own, weight, tile):  # type: ignore[no-untyped-def]
         for i in range(rows):
             for e in range(size):
                 side.total[e] += scores[i, e]
-        kept = side.kept[first : first + rows]
+        kept = side.kept[first : first + TILE_ROWS]
         _keep(scores, kept)
         product = _block(tile.product, size, dim)
-        _to_queries(kept, vectors, tile.short, product)
+        _to_queries(kept, scores, vectors, tile.room, product)
         for e in range(size):
             for d in range(dim):
                 side.grad_query[e, d] = side.grad_query[e, d] * before[e] + product[e, d]
@@ -294,7 +311,7 @@ def _update_all(  # type: ignore[no-untyped-def]
     wide = np.empty(dim, np.float32)
     for number in range(side.shifts.shape[0]):
         first = number * TILE_ROWS
-        rows = min(TILE_ROWS, side.kept.shape[0] - first)
+        rows = min(TILE_ROWS, table.state.size - first)
         sums = tile.grad[:rows]
         _to_rows(side, number, rows, tile, sums)
         _add_rows(first, rows, ids, grad, sums)
@@ -324,7 +341,7 @@ def _to_rows(side, number, rows, tile, out):  # type: ignore[no-untyped-def]
         for d in range(dim):
             tile.scaled[e, d] = side.query[e, d] * scale
     first = number * TILE_ROWS
-    _times_queries(side.kept[first : first + rows], tile.scaled, tile.short, out)
+    _times_queries(side.kept[first : first + TILE_ROWS], tile.scaled, tile.room, out)
 
 
 @_jit
@@ -335,6 +352,46 @@ def _add_rows(first, rows, ids, grad, sums):  # type: ignore[no-untyped-def]
 
 
 # --- products, as what is kept --------------------------------------------------------------------
+
+
+def _new_ready(kept: Any, size: Any, dim: Any) -> Any:
+    """Memory for what _make_ready makes."""
+
+
+@overload(_new_ready, jit_options=_OPTIONS)
+def _choose_new_ready(kept, size, dim):  # type: ignore[no-untyped-def]
+    def floats(kept, size, dim):  # type: ignore[no-untyped-def]
+        return np.empty(size * dim, np.float32)
+
+    def halves(kept, size, dim):  # type: ignore[no-untyped-def]
+        return new_tiles(((dim + 31) // 32) * ((size + 15) // 16))
+
+    return floats if kept.dtype == types.float32 else halves
+
+
+def _new_room(kept: Any, size: Any, dim: Any) -> Any:
+    """products.Room."""
+
+
+@overload(_new_room, jit_options=_OPTIONS)
+def _choose_new_room(kept, size, dim):  # type: ignore[no-untyped-def]
+    sizes = 0 if kept.dtype == types.float32 else 1
+    return lambda kept, size, dim: new_room(sizes * TILE_ROWS, sizes * size, sizes * dim)
+
+
+def _kept_block(kept: Any, num_rows: Any, size: Any) -> Any:
+    """As _Side has it: of tiles, whole rows of them can be cut out by rows of the table."""
+
+
+@overload(_kept_block, jit_options=_OPTIONS)
+def _choose_kept_block(kept, num_rows, size):  # type: ignore[no-untyped-def]
+    def floats(kept, num_rows, size):  # type: ignore[no-untyped-def]
+        return _block(kept, num_rows, size)
+
+    def halves(kept, num_rows, size):  # type: ignore[no-untyped-def]
+        return _block(kept, (num_rows + 15) // 16 * 16, (size + 31) // 32 * 16)
+
+    return floats if kept.dtype == types.float32 else halves
 
 
 def _make_ready(query: Any, ready: Any) -> Any:
@@ -350,30 +407,31 @@ def _choose_make_ready(query, ready):  # type: ignore[no-untyped-def]
                 turned[d, e] = query[e, d]
 
     def halves(query, ready):  # type: ignore[no-untyped-def]
-        halve(query, ready)
+        pack_right(query, True, right_tiles(ready, query.shape[1], query.shape[0]))
 
     return floats if ready.dtype == types.float32 else halves
 
 
-def _score(vectors: Any, ready: Any, short: Any, scores: Any) -> Any:
-    """scores [T, C]; short: holds the vectors as _to_queries wants them."""
+def _score(vectors: Any, ready: Any, room: Any, scores: Any) -> Any:
+    """scores [T, C]."""
 
 
 @overload(_score, jit_options=_OPTIONS)
-def _choose_score(vectors, ready, short, scores):  # type: ignore[no-untyped-def]
-    def floats(vectors, ready, short, scores):  # type: ignore[no-untyped-def]
+def _choose_score(vectors, ready, room, scores):  # type: ignore[no-untyped-def]
+    def floats(vectors, ready, room, scores):  # type: ignore[no-untyped-def]
         np.dot(vectors, ready.reshape(vectors.shape[1], scores.shape[1]), scores)
 
-    def halves(vectors, ready, short, scores):  # type: ignore[no-untyped-def]
-        rows = _block(short, vectors.shape[0], vectors.shape[1])
-        halve(vectors, rows)
-        multiply(rows, False, ready.reshape(scores.shape[1], vectors.shape[1]), True, scores)
+    def halves(vectors, ready, room, scores):  # type: ignore[no-untyped-def]
+        left = left_tiles(room.left, vectors.shape[0], vectors.shape[1])
+        pack_left(vectors, False, left)
+        right = right_tiles(ready, vectors.shape[1], scores.shape[1])
+        multiply_tiles(left, right, room.sums, scores)
 
     return floats if ready.dtype == types.float32 else halves
 
 
 def _keep(scores: Any, kept: Any) -> Any:
-    """Copies, rounded where need be."""
+    """Copies; to tiles where they are kept."""
 
 
 @overload(_keep, jit_options=_OPTIONS)
@@ -382,39 +440,40 @@ def _choose_keep(scores, kept):  # type: ignore[no-untyped-def]
         kept[:] = scores
 
     def halves(scores, kept):  # type: ignore[no-untyped-def]
-        halve(scores, kept)
+        memory = kept.reshape(kept.size)
+        pack_left(scores, False, left_tiles(memory, scores.shape[0], scores.shape[1]))
 
     return floats if kept.dtype == types.float32 else halves
 
 
-def _to_queries(kept: Any, vectors: Any, short: Any, out: Any) -> Any:
-    """out [C, D] = kept transposed times vectors, which _score left in short."""
+def _to_queries(kept: Any, scores: Any, vectors: Any, room: Any, out: Any) -> Any:
+    """out [C, D] = scores transposed times vectors."""
 
 
 @overload(_to_queries, jit_options=_OPTIONS)
-def _choose_to_queries(kept, vectors, short, out):  # type: ignore[no-untyped-def]
-    def floats(kept, vectors, short, out):  # type: ignore[no-untyped-def]
-        np.dot(kept.T, vectors, out)
+def _choose_to_queries(kept, scores, vectors, room, out):  # type: ignore[no-untyped-def]
+    def floats(kept, scores, vectors, room, out):  # type: ignore[no-untyped-def]
+        np.dot(scores.T, vectors, out)
 
-    def halves(kept, vectors, short, out):  # type: ignore[no-untyped-def]
-        rows = _block(short, vectors.shape[0], vectors.shape[1])
-        multiply(kept, True, rows, False, out)
+    def halves(kept, scores, vectors, room, out):  # type: ignore[no-untyped-def]
+        multiply(scores, True, vectors, False, room, out)
 
     return floats if kept.dtype == types.float32 else halves
 
 
-def _times_queries(kept: Any, scaled: Any, short: Any, out: Any) -> Any:
-    """out [T, D] = kept times scaled queries."""
+def _times_queries(kept: Any, scaled: Any, room: Any, out: Any) -> Any:
+    """out [T, D] = what is kept of a tile, times scaled queries."""
 
 
 @overload(_times_queries, jit_options=_OPTIONS)
-def _choose_times_queries(kept, scaled, short, out):  # type: ignore[no-untyped-def]
-    def floats(kept, scaled, short, out):  # type: ignore[no-untyped-def]
+def _choose_times_queries(kept, scaled, room, out):  # type: ignore[no-untyped-def]
+    def floats(kept, scaled, room, out):  # type: ignore[no-untyped-def]
         np.dot(kept, scaled, out)
 
-    def halves(kept, scaled, short, out):  # type: ignore[no-untyped-def]
-        rows = _block(short, scaled.shape[0], scaled.shape[1])
-        halve(scaled, rows)
-        multiply(kept, False, rows, False, out)
+    def halves(kept, scaled, room, out):  # type: ignore[no-untyped-def]
+        left = left_tiles(kept.reshape(kept.size), out.shape[0], scaled.shape[0])
+        right = right_tiles(room.right, scaled.shape[0], scaled.shape[1])
+        pack_right(scaled, False, right)
+        multiply_tiles(left, right, room.sums, out)
 
     return floats if kept.dtype == types.float32 else halves

@@ -19,7 +19,6 @@ from pathlib import Path
 import numba
 import numpy as np
 import scipy.linalg.cython_blas
-import torch
 from numpy.typing import NDArray
 
 from embedsvc.config import ModelConfig, TrainConfig
@@ -286,18 +285,14 @@ def _grouped(order, rel, group_of_rel):  # type: ignore[no-untyped-def]
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Numba's products come from scipy's OpenBLAS, those of bfloat16 from torch's MKL; their own
-    threads would stand in ours' way."""
+    """Numba's products come from scipy's OpenBLAS, whose own threads would stand in ours' way."""
     blas = _scipy_openblas()
     before = blas.scipy_openblas_get_num_threads() if blas else 1
-    before_torch = torch.get_num_threads()
     if blas:
         blas.scipy_openblas_set_num_threads(1)
-    torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before_torch)
         if blas:
             blas.scipy_openblas_set_num_threads(before)
 

@@ -29,7 +29,7 @@ from numba import types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
-from embedsvc.graph.products import halve, multiply
+from embedsvc.graph.products import multiply, new_room
 from embedsvc.graph.rounding import key_of
 from partitions.hashing import GOLDEN, mix
 
@@ -164,7 +164,7 @@ class _Space(NamedTuple):
     params: Any  # float32 [4, C, P]: of distinct relations, and their gradients
     places: Any  # int32 [6, M]
     slots: Any  # int32 [3, a power of two]
-    halves: Any  # bfloat16 [2, M * D + C * D + M * C], candidates, queries and slopes of each side
+    room: Any  # products.Room, of nothing where products are of float32
 
 
 @_jit
@@ -182,7 +182,7 @@ def _workspace(kind, most, dim, num_params):  # type: ignore[no-untyped-def]
         np.empty((4, most, num_params), np.float32),
         np.empty((6, rows), np.int32),
         np.empty((3, num_slots), np.int32),
-        np.empty((2, (rows + most) * dim + rows * most if kind.halves else 0), np.uint16),
+        new_room(rows, most, dim) if kind.halves else new_room(0, 0, 0),
     )
 
 
@@ -257,8 +257,8 @@ def _train_chunk(  # type: ignore[no-untyped-def]
     lhs_cand = moved[size:] if shared else lhs_unit[first:]
     rhs_block = _block(space.blocks[0], rhs_cand.shape[0], size)
     lhs_block = _block(space.blocks[1], lhs_cand.shape[0], size)
-    _scores(rhs_cand, query, space.across, space.halves[0], rhs_block)
-    _scores(lhs_cand, back, space.across, space.halves[1], lhs_block)
+    _scores(kind, rhs_cand, query, space, rhs_block)
+    _scores(kind, lhs_cand, back, space, lhs_block)
     rhs_pos, lhs_pos = space.per_edge[0, :size], space.per_edge[1, :size]
     _pairs(query, rhs_unit, rhs_pos)
     if shared:
@@ -303,19 +303,17 @@ def _train_chunk(  # type: ignore[no-untyped-def]
     extra = space.vectors[10, :size]
     if kind.in_batch:
         _put_diagonal(rhs_slope, rhs_block)
-    halves = space.halves[0]
-    _scores_back(rhs_block, rhs_cand, query, halves, grad_rhs[first:], grad_moved[:size])
+    _scores_back(kind, rhs_block, rhs_cand, query, space, grad_rhs[first:], grad_moved[:size])
     if not kind.in_batch:
         grad_rhs[:size] = 0
         _add_pairs(rhs_slope, query, rhs_unit, grad_moved, grad_rhs)
-    halves = space.halves[1]
     if shared:
-        _scores_back(lhs_block, lhs_cand, back, halves, grad_moved[size:], extra)
+        _scores_back(kind, lhs_block, lhs_cand, back, space, grad_moved[size:], extra)
         _add(grad_rhs[:size], extra)
     else:
         if kind.in_batch:
             _put_diagonal(lhs_slope, lhs_block)
-        _scores_back(lhs_block, lhs_cand, back, halves, grad_lhs[first:], grad_back_CD)
+        _scores_back(kind, lhs_block, lhs_cand, back, space, grad_lhs[first:], grad_back_CD)
         if not kind.in_batch:
             grad_lhs[:size] = 0
             _add_pairs(lhs_slope, back, lhs_unit, grad_back_CD, grad_lhs)
@@ -710,17 +708,14 @@ def _block(memory, num_rows, num_columns):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _scores(candidates, queries, across, halves, block):  # type: ignore[no-untyped-def]
-    """block [N, C] = candidates [N, D] times queries [C, D] transposed; halves: as of _Space."""
+def _scores(kind, candidates, queries, space, block):  # type: ignore[no-untyped-def]
+    """block [N, C] = candidates [N, D] times queries [C, D] transposed."""
     if not candidates.shape[0]:
         return
-    if halves.size:
-        short_candidates, short_queries, _ = _split(halves, candidates, queries, block)
-        halve(candidates, short_candidates)
-        halve(queries, short_queries)
-        multiply(short_candidates, False, short_queries, True, block)
+    if kind.halves:
+        multiply(candidates, False, queries, True, space.room, block)
     else:
-        turned = _block(across, queries.shape[1], queries.shape[0])
+        turned = _block(space.across, queries.shape[1], queries.shape[0])
         for d in range(queries.shape[1]):
             for e in range(queries.shape[0]):
                 turned[d, e] = queries[e, d]
@@ -728,26 +723,14 @@ def _scores(candidates, queries, across, halves, block):  # type: ignore[no-unty
 
 
 @_jit
-def _scores_back(slopes, candidates, queries, halves, grad_candidates, grad_queries):  # type: ignore[no-untyped-def]
-    """Gradients of both, from the slopes of their scores; halves: as _scores left them."""
-    if halves.size:
-        short_candidates, short_queries, short_slopes = _split(halves, candidates, queries, slopes)
-        halve(slopes, short_slopes)
-        multiply(short_slopes, False, short_queries, False, grad_candidates)
-        multiply(short_slopes, True, short_candidates, False, grad_queries)
+def _scores_back(kind, slopes, candidates, queries, space, grad_candidates, grad_queries):  # type: ignore[no-untyped-def]
+    """Gradients of both, from the slopes of their scores."""
+    if kind.halves:
+        multiply(slopes, False, queries, False, space.room, grad_candidates)
+        multiply(slopes, True, candidates, False, space.room, grad_queries)
     else:
         np.dot(slopes, queries, grad_candidates)
         np.dot(slopes.T, candidates, grad_queries)
-
-
-@_jit
-def _split(halves, candidates, queries, block):  # type: ignore[no-untyped-def]
-    first, second = candidates.size, candidates.size + queries.size
-    return (
-        halves[:first].reshape(candidates.shape),
-        halves[first:second].reshape(queries.shape),
-        halves[second : second + block.size].reshape(block.shape),
-    )
 
 
 @_jit

@@ -12,7 +12,7 @@ from embedsvc.graph.fast import RUN_EDGES, num_cores, uncovered
 from embedsvc.graph.losses import LOSSES, SampledSoftmaxLoss
 from embedsvc.graph.operators import OPERATORS
 from embedsvc.graph.optimizers import form_of
-from embedsvc.graph.products import fast_bfloat16
+from embedsvc.graph.products import fast_bfloat16, room_bytes
 from partitions.errors import ConfigError
 from partitions.graph import Graph
 from partitions.memory import available_bytes
@@ -180,7 +180,7 @@ def _fast_bytes(
             for r in graph.relations
         )
     elif halves:
-        work += 2 * 2 * ((rows + chunk) * model.dim + rows * chunk)
+        work += room_bytes(rows, chunk, model.dim)
     # Of a run of chunks: its places and columns, and three more that wait.
     run = max(RUN_EDGES, chunk) * (3 * 8 + 4 * 4 + 3 * 4)
     threads = train.threads or num_cores()
