@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, StrictBool, field_validator, model_validator
 
 from partitions.config import Table
 from partitions.errors import ConfigError
@@ -88,7 +88,7 @@ class NegativesConfig(Table):
     """Entities drawn by count^alpha, of the bucket's edges that have them; shared by a chunk."""
     alpha: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
     """How strongly `degree` prefers the frequent: 0 not at all, 1 as often as they occur."""
-    all: bool = False
+    all: StrictBool = False  # _all_alone sees it before pydantic could read 1 or "yes" as true
     """Every entity of the partition, in place of the other kinds; for small graphs."""
 
     @model_validator(mode="before")

@@ -158,3 +158,9 @@ def test_all_takes_the_place_of_the_other_negatives() -> None:
         NegativesConfig.model_validate({"all": True, "uniform": 5, "degree": 2})
     with pytest.raises(ValueError, match="negatives need"):
         NegativesConfig(in_batch=False, uniform=0)
+
+
+@pytest.mark.parametrize("word", [1, "true", "yes", "on"])
+def test_all_is_true_or_false_and_nothing_like_it(word: object) -> None:
+    with pytest.raises(ValueError, match="should be a valid boolean"):
+        NegativesConfig.model_validate({"all": word})
