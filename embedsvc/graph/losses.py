@@ -87,7 +87,7 @@ class SelfAdversarialLoss:
     alpha: float = 1.0  # 0: all negatives weigh the same
 
     def __post_init__(self) -> None:
-        if self.alpha < 0:
+        if not self.alpha >= 0:
             raise ConfigError(f"loss self_adversarial: alpha = {self.alpha}: must not be negative.")
 
     def __call__(self, pos: Tensor, neg: Tensor) -> Tensor:
@@ -146,5 +146,5 @@ class N3:
 
 
 def _check_weight(name: str, weight: float) -> None:
-    if weight < 0:
+    if not weight >= 0:
         raise ConfigError(f"regularizer {name}: weight = {weight}: must not be negative.")

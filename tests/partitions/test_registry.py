@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 
 from partitions.errors import ConfigError
@@ -22,6 +23,9 @@ class Circle:
 @dataclass(frozen=True)
 class Box:
     width: float
+    height: "float | None" = None
+    sides: int = 6
+    open: bool = False
 
 
 def message_of(spec: Any) -> str:
@@ -60,10 +64,34 @@ def test_iterating_gives_the_names_in_alphabetical_order() -> None:
         ({"radius": 1}, 'A shape needs a name, such as {name = "box"}.'),
         ({"name": "box"}, "shape box needs the setting width."),
         ("box", "shape box needs the setting width."),
+        ({"name": 3}, "A shape is named by text, found 3."),
+        ({"name": ["box"]}, "A shape is named by text, found ['box']."),
     ],
 )
 def test_a_mistake_is_one_sentence(spec: Any, message: str) -> None:
     assert message_of(spec) == message
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "wanted"),
+    [
+        ("width", [float("nan"), float("inf"), 10**400, True, "1", None, [1.0]], "a finite number"),
+        ("height", [float("-inf"), "x"], "a finite number"),
+        ("sides", [6.0, True, "6", None], "a whole number"),
+        ("open", [1, "true", None], "true or false"),
+    ],
+)
+def test_a_value_of_another_kind_is_named(key: str, values: list[Any], wanted: str) -> None:
+    for value in values:
+        spec = {"name": "box", "width": 1.0, key: value}
+        assert message_of(spec) == f"shape box: {key} = {value!r}: must be {wanted}."
+    spec = {"name": "circle", "colour": 3}
+    assert message_of(spec) == "shape circle: colour = 3: must be text."
+
+
+def test_whole_numbers_are_numbers_and_none_stands_where_it_may() -> None:
+    found = SHAPES.build({"name": "box", "width": 2, "height": None, "sides": np.int64(5)})
+    assert found == Box(width=2, sides=5)
 
 
 def test_registering_a_name_twice_is_our_mistake() -> None:

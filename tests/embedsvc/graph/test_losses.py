@@ -1,12 +1,14 @@
 """Contracts of every registered loss and regularizer."""
 
+import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from embedsvc.graph.losses import LOSSES, REGULARIZERS
+from embedsvc.config import ModelConfig
+from embedsvc.graph.losses import LOSSES, REGULARIZERS, SelfAdversarialLoss
 from partitions.errors import ConfigError
 
 # With alpha = 0 the weights of negatives are constants, so that differences of values see them so.
@@ -172,8 +174,31 @@ def test_a_regularizer_and_its_gradient_are_finite(name: str, value: float, dim:
 def test_a_negative_regularizer_weight_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match=r"weight = -1: must not be negative"):
         REGULARIZERS.build({"name": name, "weight": -1})
+    with pytest.raises(ConfigError, match=r"weight = nan: must not be negative"):
+        REGULARIZERS[name](weight=math.nan)
 
 
 def test_a_negative_sharpness_of_adversarial_weights_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"alpha = -1: must not be negative"):
         LOSSES.build({"name": "self_adversarial", "alpha": -1})
+    with pytest.raises(ConfigError, match=r"alpha = nan: must not be negative"):
+        SelfAdversarialLoss(alpha=math.nan)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "x", True, None])
+@pytest.mark.parametrize(
+    ("setting", "name", "key"),
+    [
+        ("loss", "ranking", "margin"),
+        ("loss", "self_adversarial", "gamma"),
+        ("loss", "self_adversarial", "alpha"),
+        ("comparator", "cos", "scale"),
+        ("regularizer", "n3", "weight"),
+        ("regularizer", "l2", "weight"),
+    ],
+)
+def test_what_is_no_finite_number_is_refused_with_the_config(
+    setting: str, name: str, key: str, value: object
+) -> None:
+    with pytest.raises(ValueError, match=f"{name}: {key} = {value!r}: must be a finite number"):
+        ModelConfig.model_validate({setting: {"name": name, key: value}})

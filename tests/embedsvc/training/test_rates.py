@@ -50,7 +50,8 @@ def test_the_rate_grows_over_the_warm_up() -> None:
         ({"name": "cosine", "epochs": 0}, "epochs = 0: must be above 0"),
         ({"name": "linear", "epochs": 3, "final": 2}, "final = 2: must be from 0 to 1"),
         ({"name": "exponential", "factor": 1.5}, "factor = 1.5: must be above 0 and at most 1"),
-        ({"name": "linear", "epochs": "3"}, "epochs"),
+        ({"name": "linear", "epochs": "3"}, "epochs = '3': must be a finite number"),
+        ({"name": "linear", "epochs": math.inf}, "epochs = inf: must be a finite number"),
     ],
     ids=str,
 )
