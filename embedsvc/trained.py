@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from embedsvc.config import ModelConfig, TrainConfig
@@ -14,10 +15,12 @@ from embedsvc.graph.bags import entity_vectors
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
 from partitions import durable, precision
-from partitions.checkpoint import BEST, MANIFEST, Checkpoint
+from partitions.checkpoint import BEST, MANIFEST, Checkpoint, CheckpointManifest
 from partitions.errors import DataError
 from partitions.graph import Graph, slots_of
 from partitions.schema import Bucket, Slot
+
+M = TypeVar("M", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,17 @@ class EdgeIds:
 
     def take(self, rows: NDArray[Any]) -> "EdgeIds":
         return EdgeIds(self.lhs[rows], self.rel[rows], self.rhs[rows])
+
+
+def settings_of(manifest: CheckpointManifest, path: Path, table: str, model: type[M]) -> M:
+    """What the checkpoint whose manifest was read from `path` was trained with."""
+    try:
+        return model.model_validate(manifest.config[table])
+    except (KeyError, TypeError, ValidationError) as error:
+        raise DataError(
+            f"{path} was altered, or is another version's: its [{table}] can't be read: "
+            f"{' '.join(str(error).split())}. Mend it, or remove {path.parent} and train again."
+        ) from None
 
 
 class Trained:
@@ -52,8 +66,8 @@ class Trained:
                 f"Remove {folder} and train again."
             )
         self.digest = durable.sha256_of(self._manifest_path)
-        config = ModelConfig.model_validate(self.manifest.config["model"])
-        train = TrainConfig.model_validate(self.manifest.config["train"])
+        config = settings_of(self.manifest, self._manifest_path, "model", ModelConfig)
+        train = settings_of(self.manifest, self._manifest_path, "train", TrainConfig)
         self.model = GraphModel.build(config, graph, train.seed)
         self.model.parameters.load(self._checkpoint.read_parameters(self.manifest.parameters))
         self._fresh = fresh_maker(graph, config, train.seed)

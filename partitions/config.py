@@ -33,9 +33,12 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Table(BaseModel):
-    """A frozen group of settings; a key it does not know is an error."""
+    """A frozen group of settings; a key it does not know is an error. Numbers are finite: they are
+    kept as JSON, which has no others."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class RunConfig(Table):

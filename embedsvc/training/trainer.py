@@ -31,6 +31,7 @@ from embedsvc.graph.model import GraphModel
 from embedsvc.graph.optimizers import OPTIMIZERS, form_of
 from embedsvc.graph.products import fast_bfloat16
 from embedsvc.graph.step import ExactBatches, Step
+from embedsvc.trained import settings_of
 from embedsvc.training import stopping
 from embedsvc.training.buffer import IN_MEMORY, Buffer
 from embedsvc.training.ledger import Ledger
@@ -40,7 +41,7 @@ from embedsvc.training.stopping import EarlyStopping
 from embedsvc.training.warm_start import given_tables
 from partitions import durable
 from partitions.buffer_states import Needs, fewest_swaps
-from partitions.checkpoint import Checkpoint, CheckpointManifest
+from partitions.checkpoint import MANIFEST, Checkpoint, CheckpointManifest
 from partitions.errors import ConfigError, DataError
 from partitions.graph import Graph
 from partitions.order import ORDERS
@@ -395,7 +396,8 @@ def _check_resumable(
         )
     for table, now in settings.items():
         # Settings that are newer than the checkpoint had their defaults then.
-        then = _TABLES[table].model_validate(manifest.config[table]).model_dump(mode="json")
+        found = settings_of(manifest, path / MANIFEST, table, _TABLES[table])
+        then = found.model_dump(mode="json")
         for key in now:
             if (table, key) not in _FREE and then.get(key) != now[key]:
                 raise ConfigError(

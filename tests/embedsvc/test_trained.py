@@ -1,5 +1,6 @@
 """A graph and its checkpoint together: ids, vectors, edges."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph.initial import initial_vectors
 from embedsvc.trained import Trained
 from embedsvc.training.trainer import train
+from partitions.checkpoint import MANIFEST
 from partitions.errors import DataError
 from partitions.graph import Graph
 from partitions.hashing import hash_keys
@@ -109,3 +111,25 @@ def test_a_damaged_table_is_named_when_it_is_read(
     path.write_bytes(data)
     with pytest.raises(DataError, match=rf"{path.name} .*(truncated|altered)"):
         trained.vectors(slot)
+
+
+def test_settings_that_can_not_be_read_are_named(make_graph: MakeGraph, tmp_path: Path) -> None:
+    graph, model = a_graph(make_graph), ModelConfig(dim=4)
+    config = TrainConfig(epochs=1, buffer=3, lr_schedule={"name": "linear", "epochs": 3})
+    train(graph, tmp_path, model, config)
+    path = tmp_path / MANIFEST
+    whole = json.loads(path.read_text())
+    damaged = {"lr_schedule": {"name": "linear", "epochs": None}}
+    for value in ({**whole["config"]["train"], **damaged}, None, 3):
+        path.write_text(json.dumps(whole | {"config": whole["config"] | {"train": value}}))
+        for use in (
+            lambda: Trained(graph, tmp_path),
+            lambda: train(graph, tmp_path, model, config),
+        ):
+            with pytest.raises(
+                DataError, match=rf"{path} was altered.* its \[train\] can't be read"
+            ):
+                use()
+    path.write_text(json.dumps(whole | {"config": {"train": whole["config"]["train"]}}))
+    with pytest.raises(DataError, match=r"its \[model\] can't be read: 'model'"):
+        Trained(graph, tmp_path)

@@ -62,3 +62,10 @@ def test_a_schedule_that_cannot_be_is_refused_with_the_config(spec: object, sent
     if spec == "lineal":
         with pytest.raises(ConfigError, match="Did you mean linear"):
             RATES.build(spec)
+
+
+@pytest.mark.parametrize("key", ["lr", "relation_lr", "warmup_epochs", "commit_every_s"])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_setting_that_is_no_finite_number_is_refused(key: str, value: float) -> None:
+    with pytest.raises(ValueError, match="should be a finite number"):
+        TrainConfig.model_validate({key: value})
