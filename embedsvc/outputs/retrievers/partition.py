@@ -54,7 +54,7 @@ _CHUNK = 16_384  # rows read at a time
 _TILE_ROWS, _TILE_QUERIES = 1024, 256  # their scores: 1 MB
 _BLOCK = 64  # scores looked at together
 _FEW = 32  # queries that one thread answers sooner than two
-_NEAR = 32  # cells that a touched class may move to at once
+_NEAR = 16  # cells that a touched class may move to at once
 _LONGEST = 0.9  # of the rows are no longer than m
 
 
@@ -66,7 +66,7 @@ class Partition:
         self,
         cells: int | None = None,  # unset: the root of the number of classes
         probes: int = 16,  # cells that a query visits
-        check_every: int = 20,  # touches of a class
+        check_every: int = 32,  # touches of a class
         reach: float = 3.0,  # spreads
         rounds: int = 6,  # of k-means
         sample: int = 64,  # rows a cell that k-means sees
@@ -206,9 +206,7 @@ class Partition:
     def touch(self, ids: Ids) -> None:
         start = perf_counter()
         self._stale[:] = True  # all cells soon are, and finding which costs more than marking
-        due = self._touches.due(ids)
-        cell = self.cell_C[due]
-        self._look_around(due[(cell >= 0) & (cell < len(self._center_KE))])
+        self._look_around(self._touches.due(ids))
         self.upkeep_s += perf_counter() - start
 
     def add(self, ids: Ids) -> None:
@@ -227,16 +225,14 @@ class Partition:
         self._move(ids, np.full(len(ids), len(self._center_KE), np.int32))
 
     def _look_around(self, ids: Ids) -> None:
-        """Into the nearest of the cells near the present one: all of them cost twice as much."""
-        if len(ids):
-            cell = self.cell_C[ids]
-            _relocate(
-                *(self._weight, self._bias, ids, self._mean_D, self._mean_bias, self._length),
-                *(self._near_KN, self._lists.space.size, self._center_KE, self._variance_K),
-                *(self._half_K, cell),
-            )
-            self._move(ids, cell)
-            self._center_KD[cell] = pack(np.ascontiguousarray(self._center_KE[cell, :-2]))
+        """Into the nearest of the cells near the present one: all of them cost far more."""
+        cell = np.empty(len(ids), np.int32)
+        _relocate(
+            *(self._weight, self._bias, ids, self._mean_D, self._mean_bias, self._length),
+            *(self._near_KN, self._lists.space.size, self._center_KE, self._variance_K),
+            *(self._half_K, self._center_KD, self.cell_C, cell),
+        )
+        self._move(ids, cell)
 
     def _place(self, ids: Ids) -> None:
         """Into the cells nearest now, whose means and spreads take notice."""
@@ -245,14 +241,16 @@ class Partition:
             cell = self._nearest(rows)
             self._move(ids, cell)
             seen = self._lists.space.size
-            _follow(rows, cell, seen, self._center_KE, self._variance_K, self._half_K)
-            self._center_KD[cell] = pack(np.ascontiguousarray(self._center_KE[cell, :-2]))
+            centers = self._center_KE, self._variance_K, self._half_K, self._center_KD
+            _follow(rows, cell, seen, *centers)
 
     def _move(self, ids: Ids, cell: NDArray[np.int32]) -> None:
         self._kept_reach = None
+        moved = np.flatnonzero(self.cell_C[ids] != cell)
+        if not len(moved):
+            return
+        ids, cell = ids[moved], cell[moved]
         old = self.cell_C[ids]
-        moved = old != cell
-        ids, old, cell = ids[moved], old[moved], cell[moved]
         before = self._lists.space
         self._lists.remove(ids[old >= 0], old[old >= 0])
         self._lists.insert(ids[cell >= 0], cell[cell >= 0])
@@ -499,11 +497,12 @@ def _jit(function):  # type: ignore[no-untyped-def]
 def _augment(weight, bias, ids, mean, mean_bias, length, rows):  # type: ignore[no-untyped-def]
     dim = weight.shape[1]
     for i in range(ids.size):
-        squares = np.float32(0)
+        row, out = weight[ids[i]], rows[i]
         for d in range(dim):
-            value = weight[ids[i], d] - mean[d]
-            rows[i, d] = value
-            squares += value * value
+            out[d] = row[d] - mean[d]
+        squares = np.float32(0)
+        for d in range(dim):  # apart: a loop that both stores and sums goes one by one
+            squares += out[d] * out[d]
         value = bias[ids[i]] - mean_bias
         rows[i, dim] = value
         squares += value * value
@@ -555,30 +554,51 @@ def _any_above(block, lowest):  # type: ignore[no-untyped-def]
 
 @_jit
 def _relocate(  # type: ignore[no-untyped-def]
-    weight, bias, ids, mean, mean_bias, length, near, size, center, variance, half, cell
+    weight,
+    bias,
+    ids,
+    mean,
+    mean_bias,
+    length,
+    near,
+    size,
+    center,
+    variance,
+    half,
+    rounded,
+    cell,
+    new,
 ):
-    """cell: of each id, present on entry; afterwards the nearest of the cells near that one."""
+    """new: written: of each id the nearest of the cells near its own; the same if it is in none."""
     rows = np.empty((1, center.shape[1]), np.float32)
     row = rows[0]
     for i in range(ids.size):
+        own = cell[ids[i]]
+        new[i] = own
+        if own < 0 or own >= near.shape[0]:
+            continue
         _augment(weight, bias, ids[i : i + 1], mean, mean_bias, length, rows)
-        best, which = np.float32(-np.inf), cell[i]
+        best, which = np.float32(-np.inf), own
         for n in range(near.shape[1]):
-            c = near[cell[i], n]
+            c = near[own, n]
             other = center[c]
             score = -half[c]
             for d in range(row.size):
                 score += row[d] * other[d]
             if score > best:
                 best, which = score, c
-        cell[i] = which
-        _follow(rows, cell[i : i + 1], size, center, variance, half)
+        new[i] = which
+        _follow(rows, new[i : i + 1], size, center, variance, half, rounded)
 
 
 @_jit
-def _follow(rows, cell, size, center, variance, half):  # type: ignore[no-untyped-def]
-    """Each row seen moves its cell's mean and variance by one part in the cell's size."""
+def _follow(rows, cell, size, center, variance, half, rounded):  # type: ignore[no-untyped-def]
+    """Each row seen moves its cell's mean and variance by one part in the cell's size.
+
+    rounded: [K, D], what products use of the means.
+    """
     width = center.shape[1]
+    plain = np.empty((1, width - 2), np.float32)
     for i in range(cell.size):
         c = cell[i]
         own, row = center[c], rows[i]
@@ -586,13 +606,20 @@ def _follow(rows, cell, size, center, variance, half):  # type: ignore[no-untype
         squares, distance = np.float32(0), np.float32(0)
         last = row[width - 1] - own[width - 1]
         for d in range(width):
-            gap = row[d] - own[d]
-            distance += gap * gap
-            own[d] += rate * gap
+            distance += (row[d] - own[d]) * (row[d] - own[d])
+        for d in range(width):
+            own[d] += rate * (row[d] - own[d])
+        for d in range(width):
             squares += own[d] * own[d]
         half[c] = squares / 2
         inside = max(distance - last * last, np.float32(0)) / np.float32(width - 2)
         variance[c] += rate * (inside - variance[c])
+        for d in range(width - 2):
+            plain[0, d] = own[d]
+        if rounded.itemsize == 2:
+            round_rows(plain, rounded[c : c + 1])
+        else:
+            rounded[c] = plain[0]
 
 
 @_jit

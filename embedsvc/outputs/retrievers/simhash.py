@@ -115,7 +115,7 @@ class SimHash:
     def touch(self, ids: Ids) -> None:
         start = perf_counter()
         due = self._touches.due(ids)
-        due = due[self.tables.live[due]]
+        due = due[self.tables.are_live(due)]
         self.tables.put(due, self.keys(due))
         self.upkeep_s += perf_counter() - start
 

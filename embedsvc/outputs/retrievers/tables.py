@@ -37,15 +37,15 @@ class Tables:
         self.num_keys = num_keys
         self.keys_CT = keys_CT
         self._base_T = np.arange(keys_CT.shape[1], dtype=np.int64) * num_keys
-        live = np.flatnonzero(self.live)
+        live = np.flatnonzero(keys_CT[:, 0] != self.ABSENT)
         members = np.tile(live, keys_CT.shape[1])
         lists = (keys_CT[live] + self._base_T).T.ravel()
         self._lists = Lists(num_keys * keys_CT.shape[1], members, lists)
         self._scratch = threading.local()
 
-    @property
-    def live(self) -> NDArray[np.bool_]:
-        return self.keys_CT[:, 0] != self.ABSENT
+    def are_live(self, ids: Ids) -> NDArray[np.bool_]:
+        """bool [n]: which of them are classes."""
+        return self.keys_CT[ids, 0] != self.ABSENT
 
     @property
     def num_bytes(self) -> int:

@@ -91,7 +91,8 @@ class WTA:
         self._stale_C[ids] = True
         self._touches += 1
         if self._touches % self.rebuild_every == 0:
-            stale = np.flatnonzero(self._stale_C & self.tables.live)
+            stale = np.flatnonzero(self._stale_C)  # of all C, but only at a rebuild
+            stale = stale[self.tables.are_live(stale)]
             self.tables.put(stale, self.keys(self._weight[stale]))
             self._stale_C[:] = False
         self.upkeep_s += perf_counter() - start
