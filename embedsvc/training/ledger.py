@@ -18,6 +18,8 @@ from partitions.schedule import Lease
 
 logger = logging.getLogger(__name__)
 
+_OF_A_BUCKET = ("edges", "edges_per_s", "loss", "wait_s")  # what every record of one has
+
 
 class Ledger:
     """Use as a context manager; `metrics` may be a file that earlier runs began."""
@@ -44,8 +46,11 @@ class Ledger:
 
     def draw_curves(self, epoch: int, num_done: int) -> None:
         """For TensorBoard, from what is committed on: whole epochs, and buckets of the next."""
-        lines = self.metrics.read_text("utf-8").splitlines() if self.metrics.exists() else []
-        self._curves = Curves(self.metrics.parent, map(json.loads, lines), epoch, num_done)
+        try:
+            records = read_records(self.metrics) if self.metrics.exists() else []
+            self._curves = Curves(self.metrics.parent, records, epoch, num_done)
+        except Exception as error:
+            self._go_without_curves(error)
 
     def __enter__(self) -> "Ledger":
         self._bar.start()
@@ -117,7 +122,46 @@ class Ledger:
         with self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
         if self._curves is not None:
-            self._curves.add(record)
+            try:
+                self._curves.add(record)
+            except Exception as error:
+                self._go_without_curves(error)
+
+    def _go_without_curves(self, error: Exception) -> None:
+        """Whatever it is, a training of days is worth more; the next run draws them anew."""
+        self._curves = None
+        logger.warning(
+            "no more curves for TensorBoard in this run: %s: %s", type(error).__name__, error
+        )
+
+
+def read_records(metrics: Path) -> list[dict[str, Any]]:
+    """What a ledger wrote. Lines that no ledger wrote, or a broken disk altered, are left out,
+    which is said."""
+    lines = metrics.read_bytes().splitlines()
+    read = [_record_of(line) for line in lines]
+    bad = [number for number, record in enumerate(read, start=1) if record is None]
+    if bad:
+        logger.warning(
+            "%s: %d of %d lines can't be read and are left out, the first is line %d",
+            *(metrics, len(bad), len(lines), bad[0]),
+        )
+    return [record for record in read if record is not None]
+
+
+def _record_of(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):  # not UTF-8, or not JSON
+        return None
+    if not isinstance(record, dict):
+        return None
+    bucket = record.get("bucket", [0, 0])
+    whole = isinstance(bucket, list) and [type(at) for at in bucket] == [int, int]
+    wanted = {"epoch"} | ({"done", *_OF_A_BUCKET} if "bucket" in record else set())
+    numbers = [record.get(key) for key in wanted | (record.keys() - {"bucket"})]
+    whole &= all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
+    return record if whole and type(record["epoch"]) is int else None
 
 
 def _drop_torn_line(metrics: Path) -> None:

@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from embedsvc.training.ledger import read_records
 from partitions import durable
 
 REPORT = "report.html"
@@ -53,8 +54,7 @@ def _number(record: Mapping[str, Any]) -> int:
 
 def write(checkpoint: Path, title: str, facts: Mapping[str, str]) -> Path:
     """Write report.html into the checkpoint folder. facts: name -> text, for its first table."""
-    lines = (checkpoint / "metrics.jsonl").read_text("utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    records = read_records(checkpoint / "metrics.jsonl")
     manifest = durable.read_json(checkpoint / "checkpoint.json", "Train again.")
     path = checkpoint / REPORT
     with durable.replacing(path) as file:

@@ -11,6 +11,8 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.training.ledger import read_records
+from embedsvc.training.report import write
 from embedsvc.training.tensorboard import FOLDER, Curves, _masked_crc
 from embedsvc.training.trainer import METRICS, train
 from partitions.graph import Graph
@@ -125,6 +127,57 @@ def test_a_run_and_its_resumption_are_one_curve(graph: Graph, tmp_path: Path) ->
     assert points(tmp_path) == wanted(found)
     rates = [record["lr"] for record in found if "lr" in record]
     assert rates == sorted(rates, reverse=True) and 0.05 < rates[-1] < rates[0] < 0.1
+
+
+DAMAGED = [
+    b"\0" * 200,
+    b"\xff\xfe",
+    b'{"epoch": 1, "bu',
+    b"3",
+    b"[" * 100_000,
+    b'{"mrr": 0.5}',
+    b'{"epoch": 1, "mrr": "high"}',
+    b'{"epoch": 1, "bucket": [0, 0]}',
+    b'{"epoch": 1, "bucket": 3, "done": 1, "edges": 1, "edges_per_s": 1, "loss": 1, "wait_s": 0}',
+]
+
+
+def test_a_damaged_line_stops_neither_a_training_nor_the_report(
+    graph: Graph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    train(graph, tmp_path, MODEL, CONFIG)
+    path = tmp_path / METRICS
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], *DAMAGED, *lines[1:], b""]))
+    sound = [json.loads(line) for line in lines]
+    assert read_records(path) == sound
+    [said] = [r.getMessage() for r in caplog.records if "can't be read" in r.getMessage()]
+    assert said == f"{path}: 9 of 14 lines can't be read and are left out, the first is line 2"
+    train(graph, tmp_path, MODEL, CONFIG.model_copy(update={"epochs": 2}))
+    found = read_records(path)
+    assert len(found) == 10 and found[:5] == sound
+    assert points(tmp_path) == wanted(found)
+    with path.open("ab") as file:
+        file.write(b"\0" * 200)
+    assert "Validation mrr" in write(tmp_path, "run", {}).read_text()
+
+
+def test_curves_that_can_not_be_drawn_stop_no_training(
+    graph: Graph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / FOLDER).write_text("in the way")
+    train(graph, tmp_path, MODEL, CONFIG)
+    assert len(read_records(tmp_path / METRICS)) == 5
+    assert "no more curves for TensorBoard in this run: FileExistsError" in caplog.text
+
+    def full(*_: object) -> None:
+        raise OSError("no room")
+
+    (tmp_path / FOLDER).unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Curves, "add", full)
+        train(graph, tmp_path, MODEL, CONFIG.model_copy(update={"epochs": 2}))
+    assert len(read_records(tmp_path / METRICS)) == 10 and "OSError: no room" in caplog.text
 
 
 def test_without_the_setting_there_are_no_event_files(graph: Graph, tmp_path: Path) -> None:
