@@ -7,6 +7,7 @@ plan does not know any more leaves before that, the least recently used of it fi
 from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 
 from partitions.schema import Slot
 
@@ -53,15 +54,21 @@ class Lookahead:
     def swaps(self, held: Iterable[Slot], capacity: int) -> Iterator[Swap]:
         """What comes in and goes out from here on, where `held` are in memory now."""
         inside = dict.fromkeys(held)
-        for at in range(self.at, len(self._coming)):
-            needed = self._coming[at]
-            for slot in sorted(needed - inside.keys()):
-                leaves = None
-                if len(inside) >= capacity:
-                    leaves = self.farthest((s for s in inside if s not in needed), at)
-                    del inside[leaves]
-                inside[slot] = None
-                yield Swap(at, slot, leaves)
+        # From one visit that lacks a table to the next: there may be thousands between them.
+        absent = [
+            (self.next_use(slot, self.at), slot) for slot in self._uses.keys() - inside.keys()
+        ]
+        heapify(absent)
+        while absent and absent[0][0] < _NEVER:
+            at, enters = heappop(absent)
+            leaves = None
+            if len(inside) >= capacity:
+                needed = self._coming[at]
+                leaves = self.farthest((s for s in inside if s not in needed), at)
+                del inside[leaves]
+                heappush(absent, (self.next_use(leaves, at), leaves))
+            inside[enters] = None
+            yield Swap(at, enters, leaves)
 
 
 def num_swaps(visits: Iterable[Collection[Slot]], capacity: int) -> int:

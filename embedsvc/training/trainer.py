@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -153,6 +154,7 @@ class _Trainer:
         single = {t.name for t in graph.entity_types.values() if t.num_partitions == 1}
         self.single = frozenset(slot for slot in graph.tables() if slot.entity_type in single)
         self._order = lru_cache(2)(self._new_order)  # asked for at every bucket
+        self._edges_before = lru_cache(2)(self._new_edges_before)
         self.schedule = Schedule(self._order, self._locks, config.epochs, manifest.progress)
         self.buffer = Buffer(
             checkpoint,
@@ -269,9 +271,8 @@ class _Trainer:
         By how much of the epoch is done in the middle of them. Buckets count in the order of their
         epoch, whenever they are trained.
         """
-        order = self._order(lease.epoch)
-        sizes = [self.graph.num_edges("train", bucket) for bucket in order]
-        done, total = sum(sizes[: order.index(lease.bucket)]), sum(sizes)
+        before, total = self._edges_before(lease.epoch)
+        done = before[lease.bucket]
 
         def at(num_edges: int) -> float:
             nonlocal done
@@ -312,6 +313,13 @@ class _Trainer:
     def _new_order(self, epoch: int) -> list[Bucket]:
         rng = np.random.default_rng([self.config.seed, epoch])
         return ORDERS.build(self.config.order)(self._needs(), self.config.buffer, rng)
+
+    def _new_edges_before(self, epoch: int) -> tuple[dict[Bucket, int], int]:
+        """Edges of an epoch before each of its buckets, and all of them."""
+        order = self._order(epoch)
+        sizes = [self.graph.num_edges("train", bucket) for bucket in order]
+        *before, total = accumulate(sizes, initial=0)
+        return dict(zip(order, before, strict=True)), total
 
     def _needs(self) -> Needs:
         since = self.known_batches if self.config.only_changed else 0

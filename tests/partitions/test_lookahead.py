@@ -6,7 +6,7 @@ from itertools import combinations
 import hypothesis.strategies as st
 from hypothesis import given
 
-from partitions.lookahead import Lookahead, num_swaps
+from partitions.lookahead import Lookahead, Swap, num_swaps
 from partitions.schema import Slot
 
 SLOTS = [Slot("node", at) for at in range(5)]
@@ -47,6 +47,46 @@ def test_what_is_needed_is_there_and_no_more_than_fits(
             inside -= {swap.leaves}
             inside.add(swap.enters)
         assert needed <= inside and len(inside) <= 3
+
+
+@given(
+    visits=VISITS,
+    held=st.lists(st.sampled_from(SLOTS), max_size=3, unique=True),
+    since=st.integers(0, 9),
+)
+def test_swaps_are_what_walking_every_visit_finds(
+    visits: list[frozenset[Slot]], held: list[Slot], since: int
+) -> None:
+    lookahead = Lookahead(visits)
+    lookahead.at = since
+    inside, wanted = dict.fromkeys(held), []
+    for at, needed in list(enumerate(visits))[since:]:
+        for slot in sorted(needed - inside.keys()):
+            leaves = None
+            if len(inside) >= 3:
+                leaves = lookahead.farthest([s for s in inside if s not in needed], at)
+                del inside[leaves]
+            inside[slot] = None
+            wanted.append(Swap(at, slot, leaves))
+    assert list(lookahead.swaps(held, 3)) == wanted
+
+
+def test_finding_the_next_swap_does_not_walk_every_visit() -> None:
+    """Asked at every bucket, a walk to the end is the square of their number over an epoch."""
+
+    class Counted(tuple[frozenset[Slot], ...]):
+        looks = 0
+
+        def __getitem__(self, at: object) -> frozenset[Slot]:
+            Counted.looks += 1
+            return super().__getitem__(at)  # type: ignore[call-overload,no-any-return]
+
+    pairs = [frozenset(pair) for pair in combinations(SLOTS[:4], 2)]
+    lookahead = Lookahead([*pairs * 1000, frozenset({SLOTS[4]})])
+    lookahead._coming = Counted(lookahead._coming)
+    assert list(lookahead.swaps(SLOTS[:4], 5)) == [Swap(6000, SLOTS[4], None)]
+    assert len(list(lookahead.swaps(SLOTS[:4], 4))) == 1
+    assert Counted.looks <= 2
 
 
 def test_what_is_not_needed_any_more_leaves_in_the_order_of_its_last_use() -> None:
