@@ -68,10 +68,8 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
     tables = pinned + sum(others[: train.buffer])
     ahead = sum(others[train.buffer :][: train.prefetch])
     bucket = max((graph.num_edges("train", b) for b in graph.buckets("train")), default=0)
-    if train.step == "exact" or is_used(train) or uncovered(model, train) or featurised(graph):
-        edges, batch = _exact_bytes(bucket, graph, model, train)
-    else:
-        edges, batch = _fast_bytes(bucket, graph, model, train)
+    is_fast = _is_fast(graph, model, train)
+    edges, batch = (_fast_bytes if is_fast else _exact_bytes)(bucket, graph, model, train)
     edges += max(map(partial(_file_bytes, graph), graph.buckets("train")), default=0)
     evaluation = 0
     if train.early_stopping is not None:
@@ -102,6 +100,11 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
         evaluation=evaluation,
         device=device,
     )
+
+
+def _is_fast(graph: Graph, model: ModelConfig, train: TrainConfig) -> bool:
+    exact = train.step == "exact" or is_used(train) or uncovered(model, train) or featurised(graph)
+    return not exact
 
 
 def _file_bytes(graph: Graph, bucket: Bucket) -> int:
@@ -168,7 +171,8 @@ def _fast_bytes(
     """Of a bucket's edges, and of what the threads work in."""
     order = 4 if len(graph.relations) == 1 else 8  # uint32; twice while sorted by relation
     chunks = -(-bucket // train.chunk_size) * 7 * 8  # some int64 a chunk, to cut the order
-    chunk, rows = train.chunk_size, train.chunk_size + train.negatives.uniform
+    chunk = min(train.chunk_size, bucket)
+    rows = chunk + train.negatives.uniform
     work = 4 * (11 * rows * model.dim + 5 * chunk * model.dim + 3 * rows * chunk)
     halves = train.products == "bfloat16" and fast_bfloat16()
     if train.negatives.all:
@@ -182,7 +186,7 @@ def _fast_bytes(
     elif halves:
         work += room_bytes(rows, chunk, model.dim)
     # Of a run of chunks: its places and columns, and three more that wait.
-    run = max(RUN_EDGES, chunk) * (3 * 8 + 4 * 4 + 3 * 4)
+    run = min(max(RUN_EDGES, chunk), bucket) * (3 * 8 + 4 * 4 + 3 * 4)
     threads = train.threads or num_cores()
     return bucket * order + chunks, threads * (work + run)
 
@@ -232,16 +236,32 @@ def _partitions(count: int) -> str:
     return f"{count} partition{'s' * (count > 1)}"
 
 
-def check_memory(plan: MemoryPlan, memory_mb: int | None, graph: Graph) -> None:
-    """ConfigError where the plan can't fit, saying what to change."""
-    available = available_bytes(memory_mb)
+def check_memory(plan: MemoryPlan, graph: Graph, model: ModelConfig, train: TrainConfig) -> None:
+    """ConfigError where the plan can't fit, saying what most of it is for and what would help."""
+    available = available_bytes(train.memory_mb)
     if plan.total <= available:
         return
     parts = max(t.num_partitions for t in graph.entity_types.values())
+    partitions = f"more partitions (now {parts})"
+    drawn = "" if train.negatives.all else ", train.negatives.uniform"
+    work = f"a smaller train.batch_size{drawn} or model.dim"
+    if _is_fast(graph, model, train):
+        work = f"a smaller train.chunk_size{drawn} or model.dim, fewer train.threads"
+    if train.negatives.all:
+        work = f"{partitions}, {work}"
+    remedies = {
+        "tables": ("tables in memory", f"{partitions}, a smaller train.buffer or model.dim"),
+        "prefetch": ("tables loaded ahead", f"a smaller train.prefetch, {partitions}"),
+        "edges": ("the largest bucket's edges", partitions),
+        "batch": ("work on a batch", work),
+        "evaluation": ("early stopping", f"a smaller train.early_stopping.max_edges, {partitions}"),
+    }
+    largest = max(remedies, key=lambda part: int(getattr(plan, part)))
+    what, remedy = remedies[largest]
     raise ConfigError(
         f"Training plans for {plan.total / 1e6:,.0f} MB and {available / 1e6:,.0f} MB are free. "
-        f"Use more partitions (now {parts}), a smaller train.buffer, model.dim or "
-        "train.batch_size, or raise train.memory_mb."
+        f"Beside the program itself, {plan.process / 1e6:,.0f} MB, most of it is for {what}, "
+        f"{getattr(plan, largest) / 1e6:,.0f} MB: use {remedy}, or raise train.memory_mb."
     )
 
 

@@ -104,7 +104,7 @@ def train(graph: Graph, folder: Path, model: ModelConfig, config: TrainConfig) -
     device = device_of(config, featurised(graph))
     plan = plan_memory(graph, model, config)
     logger.info("%s", plan)
-    check_memory(plan, config.memory_mb, graph)
+    check_memory(plan, graph, model, config)
     if device is not None and device.type == "cuda":
         check_device(plan, torch.cuda.mem_get_info(device)[0], graph)
         torch.set_float32_matmul_precision("high" if config.tf32 else "highest")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -30,13 +31,13 @@ from partitions.schema import Slot
 MakeGraph = Callable[..., Graph]
 
 
-def a_graph(make_graph: MakeGraph, partitions: int) -> Graph:
-    edges = [(f"u{i}", "buys", f"i{i % 7}") for i in range(40)]
+def a_graph(make_graph: MakeGraph, partitions: int, num_edges: int = 40) -> Graph:
+    edges = [(f"u{i % 40}", "buys", f"i{i % 7}") for i in range(num_edges)]
     return make_graph(
         {"train": edges},
         {"buys": ("user", "item")},
         {"user": partitions},
-        name=f"graph-{partitions}",
+        name=f"graph-{partitions}-{num_edges}",
     )
 
 
@@ -74,7 +75,7 @@ def test_the_plan_counts_the_numbers_of_the_optimizer_and_of_short_vectors(
 
 
 def test_larger_batches_and_more_negatives_plan_for_more(make_graph: MakeGraph) -> None:
-    graph = a_graph(make_graph, 1)
+    graph = a_graph(make_graph, 1, num_edges=200)
 
     def batch(**settings: object) -> int:
         sizes = {"batch_size": 1000, "chunk_size": 50, "threads": 1, "step": "exact"}
@@ -88,6 +89,55 @@ def test_larger_batches_and_more_negatives_plan_for_more(make_graph: MakeGraph) 
     assert fast < batch(step="fast", chunk_size=100)
     assert fast < batch(step="fast", negatives={"uniform": 500})
     assert batch(step="fast", threads=3) == 3 * fast
+    whole = batch(step="fast", chunk_size=200)
+    assert whole == batch(step="fast", batch_size=10**6, chunk_size=10**6), "a bucket is a chunk"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (
+            {"chunk_size": 200, "negatives": {"uniform": 20_000}},
+            "work on a batch, 1[0-9]{2} MB: use a smaller train.chunk_size, "
+            "train.negatives.uniform or model.dim, fewer train.threads, or raise train.memory_mb.",
+        ),
+        (
+            {"step": "exact", "batch_size": 10**6},
+            "work on a batch, [0-9,]* MB: use a smaller train.batch_size, "
+            "train.negatives.uniform or model.dim, or raise train.memory_mb.",
+        ),
+        (
+            {"negatives": {"all": True}, "threads": 500},
+            "work on a batch, [0-9]* MB: use more partitions (now 1), a smaller "
+            "train.chunk_size or model.dim, fewer train.threads, or raise train.memory_mb.",
+        ),
+    ],
+    ids=["fast", "exact", "all"],
+)
+def test_a_refusal_names_what_would_help(
+    settings: dict[str, object], sentence: str, make_graph: MakeGraph
+) -> None:
+    graph, model = a_graph(make_graph, 1, num_edges=200), ModelConfig()
+    config = TrainConfig.model_validate({"memory_mb": 100, "threads": 1} | settings)
+    with pytest.raises(ConfigError) as refused:
+        check_memory(plan_memory(graph, model, config), graph, model, config)
+    pattern = "most of it is for " + sentence.replace("(", r"\(").replace(")", r"\)")
+    assert re.search(pattern, str(refused.value)), str(refused.value)
+
+
+def test_a_refusal_names_the_largest_part(make_graph: MakeGraph) -> None:
+    graph, model, config = a_graph(make_graph, 4), ModelConfig(), TrainConfig(memory_mb=100)
+    part = {"tables": 0, "prefetch": 0, "edges": 0, "batch": 0, "evaluation": 0}
+    for name, sentence in {
+        "tables": "tables in memory, 90 MB: use more partitions (now 4), a smaller train.buffer "
+        "or model.dim, or raise",
+        "prefetch": "tables loaded ahead, 90 MB: use a smaller train.prefetch, more partitions",
+        "edges": "the largest bucket's edges, 90 MB: use more partitions (now 4), or raise",
+        "evaluation": "early stopping, 90 MB: use a smaller train.early_stopping.max_edges",
+    }.items():
+        with pytest.raises(ConfigError) as refused:
+            check_memory(MemoryPlan(**part | {name: 90_000_000}), graph, model, config)
+        assert sentence in str(refused.value)
 
 
 @pytest.mark.parametrize("num_rows", [5_000, 400_000])
@@ -161,27 +211,26 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError) as refused:
         train(graph, tmp_path / "checkpoint", ModelConfig(), TrainConfig(memory_mb=100))
     plan = plan_memory(graph, ModelConfig(), TrainConfig())
-    assert str(refused.value) == (
-        f"Training plans for {plan.total / 1e6:,.0f} MB and 100 MB are free. Use more partitions "
-        "(now 4), a smaller train.buffer, model.dim or train.batch_size, or raise "
-        "train.memory_mb."
+    assert str(refused.value).startswith(
+        f"Training plans for {plan.total / 1e6:,.0f} MB and 100 MB are free. Beside the program "
+        "itself, 440 MB, most of it is for "
     )
     assert not (tmp_path / "checkpoint").exists()
 
 
 def test_memory_mb_is_the_limit_to_the_byte(make_graph: MakeGraph) -> None:
-    graph = a_graph(make_graph, 1)
-    check_memory(MemoryPlan(0, 0, 0, 500_000_000, 0), 500, graph)
+    graph, limited = a_graph(make_graph, 1), TrainConfig(memory_mb=500)
+    check_memory(MemoryPlan(0, 0, 0, 500_000_000, 0), graph, ModelConfig(), limited)
     with pytest.raises(ConfigError):
-        check_memory(MemoryPlan(0, 0, 0, 500_000_001, 0), 500, graph)
+        check_memory(MemoryPlan(0, 0, 0, 500_000_001, 0), graph, ModelConfig(), limited)
 
 
 def test_without_a_limit_the_machine_is_the_limit(make_graph: MakeGraph) -> None:
     graph = a_graph(make_graph, 1)
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    check_memory(MemoryPlan(1, 0, 0, 0, 0), None, graph)
+    check_memory(MemoryPlan(1, 0, 0, 0, 0), graph, ModelConfig(), TrainConfig())
     with pytest.raises(ConfigError, match="are free"):
-        check_memory(MemoryPlan(memory + 1, 0, 0, 0, 0), None, graph)
+        check_memory(MemoryPlan(memory + 1, 0, 0, 0, 0), graph, ModelConfig(), TrainConfig())
 
 
 _TRAIN = """
