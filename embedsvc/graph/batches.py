@@ -77,7 +77,9 @@ class Batcher:
             shared = rel
         else:
             shared = kind_of_rel.astype(np.min_scalar_type(len(kinds)))[rel]
-        chunks = _chunks(shared, self.chunk_size, rng)
+        # Of few edges every chunk would be mostly padding, which is scored like edges.
+        most = int(np.bincount(shared).max(initial=1))
+        chunks = _chunks(shared, min(self.chunk_size, most), rng)
         kind_of_chunk = kind_of_rel[rel[chunks[:, 0]]]
         ends = [(group.lhs, group.rhs) for group in self.groups]
         sampler = Sampler(self.sampling, self.num_uniform, self.num_rows, ends, edges, shared)

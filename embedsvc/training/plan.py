@@ -129,6 +129,7 @@ def _exact_bytes(
         if not matrices and (model.reciprocal or operators == {"identity"}):
             chunk_size = train.batch_size  # as the step does
     chunks = max(1, train.batch_size // chunk_size)
+    chunk_size = min(chunk_size, bucket)
     scores = chunks * chunk_size * (drawn + chunk_size * negatives.in_batch)
     rows = chunks * (2 * chunk_size + 2 * drawn) * model.dim
     rows += _feature_rows(graph, rows // model.dim) * model.dim

@@ -81,10 +81,12 @@ def test_every_edge_is_in_the_epoch_once(
     wanted = Counter(zip(*(column.tolist() for column in columns), strict=True))
     assert sum(map(content, found), Counter()) == wanted
     assert sum(batch.num_edges for batch in found) == num_edges
+    shared = Counter(r if chunk_by_relation else GROUPS[r] for r in edges.rel.tolist())
+    width = min(chunk_size, max(shared.values(), default=1))
     for batch in found:
         group = {GROUPS[rel] for rel in np.unique(batch.rel_KC)}
         assert group == {batch.group}
-        assert len(batch.lhs_KC) <= chunks and batch.lhs_KC.shape[1] == chunk_size
+        assert len(batch.lhs_KC) <= chunks and batch.lhs_KC.shape[1] == width
         assert batch.real_KC.any(axis=1).all(), "a chunk of padding only"
         assert (batch.weight_KC[~batch.real_KC] == 0).all()
         for rows, slot in (
@@ -108,11 +110,11 @@ def test_only_the_last_chunk_of_a_group_is_padded() -> None:
     assert sum(len(b.real_KC) for b in found) == sum(-(-n // 4) for n in groups.values())
 
 
-def test_one_edge_makes_one_padded_chunk() -> None:
+def test_one_edge_makes_one_chunk_of_one() -> None:
     edges = Edges(np.array([9], np.uint32), np.array([3], np.uint8), np.array([2], np.uint32))
     [batch] = batches(edges)
     assert content(batch) == Counter({(9, 3, 2, 1.0): 1})
-    assert batch.lhs_KC.shape == (1, 4) and batch.num_edges == 1
+    assert batch.lhs_KC.shape == (1, 1) and batch.num_edges == 1
     assert batch.neg_lhs_KU.shape == batch.neg_rhs_KU.shape == (1, 3)
 
 
@@ -121,6 +123,8 @@ def test_a_chunk_larger_than_the_bucket_holds_it_whole() -> None:
     found = batches(edges, batch_size=50, chunk_size=50)
     assert sum(map(content, found), Counter()).total() == 7
     assert all(len(batch.lhs_KC) == 1 for batch in found)
+    largest = max(batch.num_edges for batch in found)
+    assert {batch.lhs_KC.shape for batch in found} == {(1, largest)}, "padding costs as edges do"
 
 
 def test_a_batch_smaller_than_a_chunk_still_has_one_chunk() -> None:
