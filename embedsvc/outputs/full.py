@@ -1,43 +1,35 @@
 """The exact softmax over all classes, in chunks: B x C numbers are never in memory.
 
-Two passes over the classes. The first finds each row's log Z, keeping only its highest score and
-its sum of exponentials so far; the second computes the scores again, and from them the gradients.
-That is 8 B C D operations where 6 would do if the scores were kept, which at a million classes and
-a batch of 512 would be 2 GB.
+Two passes over the classes, of which the second computes the scores again: 8 B C D operations where
+6 would do if the scores were kept, which at a million classes and a batch of 512 would be 2 GB.
 
-    fused   CPU, float32: the second pass, in backward, also updates each row while it is in cache
-    plain   torch.autograd over the same chunks: any device and dtype, dense gradients
+    fused.py     CPU, float32: the second pass, in backward, also updates each row while in cache
+    chunked.py   torch.autograd over chunks: any device and dtype, dense gradients
 
 Letters: B batch, C classes, D dimension, T labels of a row, K answers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from embedsvc.graph.fast import num_cores
-from embedsvc.outputs import kernels, saved
-from embedsvc.outputs.kernels import TILE, Table, Update
+from embedsvc.outputs import chunked, saved
+from embedsvc.outputs.chunked import TopK
+from embedsvc.outputs.fused import FullStep, Fused, FusedStep, first_bad
+from embedsvc.outputs.kernels import Table, Update
 from embedsvc.outputs.saved import Saved
 from embedsvc.outputs.sparse import (
     ROW_OPTIMIZERS,
     Floats,
     Workspace,
-    in_threads,
-    join_totals,
-    of_labels,
-    slices,
 )
 from partitions.errors import ConfigError, DataError, InputError
-
-_CHUNK_NUMBERS = 1 << 22  # scores at a time: 16 MiB of float32
 
 Targets = Tensor | Sequence[Tensor]
 
@@ -47,271 +39,6 @@ class Output(NamedTuple):
 
     output: Tensor  # [B], log-probability of each row's target
     loss: Tensor  # scalar
-
-
-class TopK(NamedTuple):
-    """Answers, best first."""
-
-    values: Tensor  # [B, K], scores
-    indices: Tensor  # int64 [B, K], classes
-
-
-# --- any device and dtype -------------------------------------------------------------------------
-
-
-def _chunks(num_classes: int, num_rows: int) -> list[slice]:
-    size = max(256, _CHUNK_NUMBERS // max(num_rows, 1))
-    return [slice(first, first + size) for first in range(0, num_classes, size)]
-
-
-def _scores(
-    hidden_BD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, removed_C: Tensor, chunk: slice
-) -> Tensor:
-    rows = weight_CD[chunk]
-    scores = hidden_BD @ rows.T if bias_C is None else torch.addmm(bias_C[chunk], hidden_BD, rows.T)
-    if len(removed_C):
-        scores.masked_fill_(removed_C[chunk].bool(), -torch.inf)
-    return scores
-
-
-class _LogProb(torch.autograd.Function):
-    """Log-probability [B] of the targets; gradients as dense as their tensors, where asked for."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden_BD: Tensor,
-        weight_CD: Tensor,
-        bias_C: Tensor | None,
-        removed_C: Tensor,
-        targets_BT: Tensor,
-    ) -> Tensor:
-        log_total = log_partition(hidden_BD, weight_CD, bias_C, removed_C)
-        there = targets_BT >= 0
-        ids = targets_BT.clamp(min=0)
-        label = torch.einsum("bd,btd->bt", hidden_BD, weight_CD[ids])
-        if bias_C is not None:
-            label += bias_C[ids]
-        ctx.save_for_backward(hidden_BD, weight_CD, bias_C, removed_C, targets_BT, log_total)
-        log_prob = torch.where(there, label - log_total[:, None], 0.0)
-        return log_prob.sum(1) / there.sum(1).clamp(min=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias, removed, targets, log_total = ctx.saved_tensors
-        there = targets >= 0
-        num_labels = there.sum(1)
-        weight_B = torch.where(num_labels > 0, -grad_B, 0.0)
-        share = (weight_B / num_labels.clamp(min=1))[:, None].expand_as(targets)[there]
-        row = torch.arange(len(hidden), device=hidden.device)[:, None].expand_as(targets)[there]
-        wanted = target = targets[there]
-        need_hidden, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
-        grad_weight = torch.empty_like(weight) if need_weight else None
-        grad_bias = torch.empty_like(bias) if need_bias else None
-        for chunk in _chunks(len(weight), len(hidden)):
-            slope = _scores(hidden, weight, bias, removed, chunk)
-            slope.sub_(log_total[:, None]).exp_().mul_(weight_B[:, None])
-            here = (wanted >= chunk.start) & (wanted < chunk.stop)
-            at = (row[here], target[here] - chunk.start)
-            slope.index_put_(at, -share[here], accumulate=True)
-            if grad_hidden is not None:
-                grad_hidden.addmm_(slope, weight[chunk])
-            if grad_weight is not None:
-                torch.mm(slope.T, hidden, out=grad_weight[chunk])
-            if grad_bias is not None:
-                grad_bias[chunk] = slope.sum(0)
-        return grad_hidden, grad_weight, grad_bias, None, None
-
-
-def log_prob(
-    hidden_BD: Tensor,
-    weight_CD: Tensor,
-    bias_C: Tensor | None,
-    removed_C: Tensor,
-    targets_BT: Tensor,
-) -> Tensor:
-    """Log-probability [B] of each row's targets, exact; the mean over its labels, 0 if none.
-
-    removed_C: uint8 [C] or [0]; targets_BT: -1 where there is none. Differentiable in the first
-    three.
-    """
-    found: Tensor = _LogProb.apply(  # type: ignore[no-untyped-call]
-        hidden_BD, weight_CD, bias_C, removed_C, targets_BT
-    )
-    return found
-
-
-def log_partition(
-    hidden_BD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, removed_C: Tensor
-) -> Tensor:
-    """log Z [B], exact. removed_C: uint8 [C] or [0]."""
-    total = hidden_BD.new_full((len(hidden_BD),), -torch.inf)
-    for chunk in _chunks(len(weight_CD), len(hidden_BD)):
-        scores = _scores(hidden_BD, weight_CD, bias_C, removed_C, chunk)
-        total = torch.logaddexp(total, scores.logsumexp(1))
-    return total
-
-
-def topk(
-    hidden_BD: Tensor, weight_CD: Tensor, bias_C: Tensor | None, removed_C: Tensor, k: int
-) -> TopK:
-    """The k best classes of each row, exact; fewer where there are fewer."""
-    num_live = len(weight_CD) - int(removed_C.sum())
-    best = hidden_BD.new_empty((len(hidden_BD), 0))
-    ids = best.long()
-    for chunk in _chunks(len(weight_CD), len(hidden_BD)):
-        scores = _scores(hidden_BD, weight_CD, bias_C, removed_C, chunk)
-        top, at = scores.topk(min(k, scores.shape[1]))
-        best, ids = torch.cat([best, top], 1), torch.cat([ids, at + chunk.start], 1)
-        best, at = best.topk(min(k, best.shape[1]))
-        ids = ids.gather(1, at)
-    return TopK(best[:, : min(k, num_live)], ids[:, : min(k, num_live)])
-
-
-# --- fused ----------------------------------------------------------------------------------------
-
-
-class FusedStep(Protocol):
-    """A training step between its halves."""
-
-    log_prob: NDArray[np.float64]  # [B]
-
-    def finish(self, weight: Floats, wanted: bool) -> Floats | None:
-        """Update the rows. weight: [B], the slope of what is minimised in -log_prob.
-
-        Returns the gradient of the hidden vectors, [B, D], where wanted.
-        """
-
-
-@dataclass
-class FullStep:
-    """A FusedStep over all classes."""
-
-    table: Table
-    update: Update
-    hidden: Floats  # [B, D]
-    turned: Floats  # [D, B]
-    targets: NDArray[np.int64]  # [B, T]
-    log_total: NDArray[np.float64]  # [B]
-    log_prob: NDArray[np.float64]
-    num_labels: NDArray[np.int64]
-    bounds: list[tuple[int, int]]
-    space: Workspace
-
-    @classmethod
-    def begin(
-        cls,
-        table: Table,
-        update: Update,
-        hidden: Floats,
-        targets: NDArray[np.int64],
-        space: Workspace,
-        threads: int,
-    ) -> "FullStep":
-        num, dim = hidden.shape
-        bounds = slices(len(table.values), threads)
-        label = space.floats("label", *targets.shape)
-        label[:] = 0
-        top, total = space.floats("top", len(bounds), num), space.floats("total", len(bounds), num)
-        work = space.floats("block", len(bounds), TILE, num)
-        turned = space.floats("turned", dim, num)
-        turned[:] = hidden.T
-
-        def score(thread: int, first: int, last: int) -> None:
-            kernels.score_all(
-                table,
-                first,
-                last,
-                turned,
-                targets,
-                work[thread],
-                label,
-                top[thread],
-                total[thread],
-            )
-
-        in_threads(score, bounds)
-        log_total = join_totals(top, total)
-        log_prob, num_labels = of_labels(label, targets, log_total)
-        return cls(
-            table, update, hidden, turned, targets, log_total, log_prob, num_labels, bounds, space
-        )
-
-    def finish(self, weight: Floats, wanted: bool) -> Floats | None:
-        num, dim = self.hidden.shape
-        weight = np.where(self.num_labels > 0, weight, 0).astype(np.float32)
-        share = (weight / np.maximum(self.num_labels, 1)).astype(np.float32)
-        log_total = self.log_total.astype(np.float32)
-        block = self.space.floats("block", len(self.bounds), TILE, num)
-        work = self.space.floats("work", len(self.bounds), TILE, dim)
-        grads = self.space.floats("grad", len(self.bounds), 2, num, dim)
-
-        def learn(thread: int, first: int, last: int) -> None:
-            kernels.update_all(
-                self.table,
-                self.update,
-                first,
-                last,
-                self.hidden,
-                self.turned,
-                self.targets,
-                log_total,
-                weight,
-                share,
-                block[thread],
-                work[thread],
-                grads[thread],
-            )
-
-        in_threads(learn, self.bounds)
-        return grads[:, 0].sum(0)
-
-
-class _Fused(torch.autograd.Function):
-    """Autograd around a FusedStep: rows are updated when gradients arrive."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_BD: Tensor, trigger: Tensor, layer: "FullSoftmax", targets_BT: Tensor
-    ) -> Tensor:
-        """trigger: empty, requires a gradient, so that backward runs if hidden_BD needs none."""
-        space = layer._spaces.pop() if layer._spaces else Workspace()
-        ctx.save_for_backward(hidden_BD)
-        ctx.layer, ctx.space = layer, space
-        ctx.step = layer._begin(hidden_BD.detach().numpy(), targets_BT.numpy(), space)
-        if not np.isfinite(ctx.step.log_prob).all():
-            raise DataError(
-                f"The scores of row {_first_bad(ctx.step.log_prob)} overflow: weights or hidden "
-                "vectors have grown too large, as by a learning rate too high."
-            )
-        return torch.from_numpy(ctx.step.log_prob.astype(np.float32))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_B: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors  # torch complains if hidden was changed, or freed by a backward
-        if ctx.step is None:
-            raise RuntimeError("The rows were updated by an earlier backward of this forward pass.")
-        weight = -grad_B.numpy()
-        if not np.isfinite(weight).all():
-            raise DataError(
-                f"The gradient of row {_first_bad(weight)}'s output is not finite; no class was "
-                "updated."
-            )
-        grad = ctx.step.finish(weight, ctx.needs_input_grad[0])
-        ctx.step = None
-        ctx.layer._spaces.append(ctx.space)
-        return torch.from_numpy(grad) if ctx.needs_input_grad[0] else None, None, None, None
-
-
-def _first_bad(values: NDArray[Any]) -> int:
-    """The first row with a number that is not finite."""
-    return int(np.argwhere(~np.isfinite(values))[0, 0])
-
-
-# --- the layer ------------------------------------------------------------------------------------
 
 
 class FullSoftmax(nn.Module):
@@ -412,14 +139,14 @@ class FullSoftmax(nn.Module):
         return Output(output[0] if alone else output, loss)
 
     def _exact(self, hidden_BD: Tensor, targets_BT: Tensor) -> Tensor:
-        return log_prob(hidden_BD, self.weight, self.bias, self.removed, targets_BT)
+        return chunked.log_prob(hidden_BD, self.weight, self.bias, self.removed, targets_BT)
 
     def _log_prob_in_training(self, hidden_BD: Tensor, targets_BT: Tensor) -> Tensor:
         if not self.fused:
             return self._exact(hidden_BD, targets_BT)
         self._check_fused()
         trigger = torch.empty(0, requires_grad=True)
-        found: Tensor = _Fused.apply(  # type: ignore[no-untyped-call]
+        found: Tensor = Fused.apply(  # type: ignore[no-untyped-call]
             hidden_BD.contiguous(), trigger, self, targets_BT
         )
         return found
@@ -472,7 +199,7 @@ class FullSoftmax(nn.Module):
         # By numpy: torch would wake its threads for this, and they cost more than the check.
         values = hidden_BD.detach().cpu().numpy()
         if not np.isfinite(values).all():
-            row = _first_bad(values)
+            row = first_bad(values)
             raise DataError(f"hidden has a number that is not finite, first in row {row}.")
         return hidden_BD
 
@@ -521,10 +248,9 @@ class FullSoftmax(nn.Module):
         """
         hidden_BD = self._checked(hidden)
         out = hidden_BD.new_empty((len(hidden_BD), self.n_classes))
-        chunks = _chunks(self.n_classes, len(hidden_BD))
         total = hidden_BD.new_full((len(hidden_BD),), -torch.inf)
-        for chunk in chunks:
-            scores = _scores(hidden_BD, self.weight, self.bias, self.removed, chunk)
+        for chunk in chunked.chunks(self.n_classes, len(hidden_BD)):
+            scores = chunked.scores_of(hidden_BD, self.weight, self.bias, self.removed, chunk)
             total = torch.logaddexp(total, scores.logsumexp(1))
             out[:, chunk] = scores
         out -= total[:, None]
@@ -536,7 +262,7 @@ class FullSoftmax(nn.Module):
 
         Scores are <w, x> + b, of which log Z was not taken off; indices are classes.
         """
-        found = topk(self._checked(hidden), self.weight, self.bias, self.removed, k)
+        found = chunked.topk(self._checked(hidden), self.weight, self.bias, self.removed, k)
         return TopK(found.values[0], found.indices[0]) if hidden.dim() == 1 else found
 
     def predict(self, hidden: Tensor) -> Tensor:

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from embedsvc.outputs import full
+from embedsvc.outputs import chunked
 from embedsvc.outputs.active import Chooser, Correction, estimate
-from embedsvc.outputs.full import FullSoftmax, FusedStep, TopK
+from embedsvc.outputs.chunked import TopK
+from embedsvc.outputs.full import FullSoftmax
+from embedsvc.outputs.fused import FusedStep
 from embedsvc.outputs.retrievers import RETRIEVERS, Retriever
 from embedsvc.outputs.sampling import SAMPLERS, LogUniform, key_of
 from embedsvc.outputs.saved import Saved
@@ -173,7 +175,7 @@ class LSHSoftmax(FullSoftmax):
     def _shared_by_scan(self, hidden_BD: Tensor) -> Ids:
         """As many of the best classes of each query as fit in, wherever the weights are."""
         k = max(1, self.retrieved // len(hidden_BD))
-        found = full.topk(hidden_BD, self.weight.detach(), self.bias, self.removed, k).indices
+        found = chunked.topk(hidden_BD, self.weight.detach(), self.bias, self.removed, k).indices
         return np.asarray(found.unique().cpu().numpy()[: self.retrieved])
 
     def _ranks(self) -> Chooser:
@@ -284,7 +286,7 @@ class LSHSoftmax(FullSoftmax):
         found = TopK(torch.from_numpy(scores), torch.from_numpy(ids))
         if (ids < 0).any():
             short = (found.indices < 0).any(1)
-            right = full.topk(hidden_BD[short], self.weight, self.bias, self.removed, k)
+            right = chunked.topk(hidden_BD[short], self.weight, self.bias, self.removed, k)
             found.values[short], found.indices[short] = right
         return TopK(found.values[0], found.indices[0]) if hidden.dim() == 1 else found
 

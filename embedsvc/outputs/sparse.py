@@ -122,7 +122,7 @@ class Workspace:
 
 @dataclass
 class SparseStep:
-    """A training step between its halves (full.FusedStep)."""
+    """A training step between its halves (fused.FusedStep)."""
 
     table: Table
     update: Update

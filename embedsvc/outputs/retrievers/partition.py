@@ -34,11 +34,11 @@ from concurrent.futures import ThreadPoolExecutor
 from time import perf_counter
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
+from embedsvc.outputs.retrievers import cell_kernels as kernels
 from embedsvc.outputs.retrievers.lists import Lists
 from embedsvc.outputs.retrievers.products import (
     multiply,
@@ -52,7 +52,6 @@ from partitions.errors import ConfigError
 
 _CHUNK = 16_384  # rows read at a time
 _TILE_ROWS, _TILE_QUERIES = 1024, 256  # their scores: 1 MB
-_BLOCK = 64  # scores looked at together
 _FEW = 32  # queries that one thread answers sooner than two
 _NEAR = 16  # cells that a touched class may move to at once
 _LONGEST = 0.9  # of the rows are no longer than m
@@ -110,7 +109,7 @@ class Partition:
             cell = self._nearest(rows)
             size = np.bincount(cell, minlength=len(self._center_KE))
             sums = np.zeros(self._center_KE.shape)
-            _add_to(sums, cell, rows)
+            kernels.add_to(sums, cell, rows)
             self._center_KE = (sums / np.maximum(size, 1)[:, None]).astype(np.float32)
             # Cells of next to nothing are better used where the crowd is.
             small = np.flatnonzero(size < len(rows) / len(size) / 8)
@@ -133,7 +132,7 @@ class Partition:
         for begin in range(0, len(self.cell_C), _CHUNK):
             cell = self.cell_C[begin : begin + _CHUNK]
             rows = self._augmented(np.arange(begin, begin + len(cell)))
-            _add_to(sums, cell, rows)
+            kernels.add_to(sums, cell, rows)
             squares += np.bincount(cell, (rows[:, :-1] ** 2).sum(axis=1), num_cells)
         full = size > 0
         self._center_KE[full] = sums[full] / size[full, None]
@@ -180,7 +179,9 @@ class Partition:
         """float32 [n, D + 2]: w, b, and the length that is lacking; the mean taken off."""
         dim = self._weight.shape[1]
         rows = np.empty((len(ids), dim + 2), np.float32)
-        _augment(self._weight, self._bias, ids, self._mean_D, self._mean_bias, self._length, rows)
+        kernels.augment(
+            self._weight, self._bias, ids, self._mean_D, self._mean_bias, self._length, rows
+        )
         return rows
 
     def _nearest(self, rows_nE: Floats) -> NDArray[np.int32]:
@@ -196,7 +197,7 @@ class Partition:
                     scores = np.empty((len(rows), len(self._center_KE)), np.float32)
                     packed = pack(np.ascontiguousarray(rows[:, :-2]))
                     multiply(packed, self._center_KD, scores)
-                    _nearest(scores, rows, ends_2K, self._half_K, out[tile])
+                    kernels.nearest(scores, rows, ends_2K, self._half_K, out[tile])
 
         _in_parallel(len(rows_nE), work)
         return out
@@ -227,7 +228,7 @@ class Partition:
     def _look_around(self, ids: Ids) -> None:
         """Into the nearest of the cells near the present one: all of them cost far more."""
         cell = np.empty(len(ids), np.int32)
-        _relocate(
+        kernels.relocate(
             *(self._weight, self._bias, ids, self._mean_D, self._mean_bias, self._length),
             *(self._near_KN, self._lists.space.size, self._center_KE, self._variance_K),
             *(self._half_K, self._center_KD, self.cell_C, cell),
@@ -242,7 +243,7 @@ class Partition:
             self._move(ids, cell)
             seen = self._lists.space.size
             centers = self._center_KE, self._variance_K, self._half_K, self._center_KD
-            _follow(rows, cell, seen, *centers)
+            kernels.follow(rows, cell, seen, *centers)
 
     def _move(self, ids: Ids, cell: NDArray[np.int32]) -> None:
         self._kept_reach = None
@@ -277,7 +278,9 @@ class Partition:
     def _gather(self, ids: NDArray[np.int32], rows: Any, offset: Floats) -> None:
         """Rows and biases without their means."""
         plain = rows if rows.dtype == np.float32 else np.empty(rows.shape, np.float32)
-        _centered(self._weight, self._bias, ids, self._mean_D, self._mean_bias, plain, offset)
+        kernels.centered(
+            self._weight, self._bias, ids, self._mean_D, self._mean_bias, plain, offset
+        )
         if rows is not plain:
             round_rows(plain, rows)
 
@@ -332,7 +335,7 @@ class Partition:
         which = found[0][1] if threads == 1 else np.concatenate([f[1] for f in found], axis=1)
 
         def finish(part: slice) -> None:
-            _finish(
+            kernels.finish(
                 *(best[part], which[part], spare, queries_QD[part], self._weight, self._bias),
                 *(ids[part], scores[part]),
             )
@@ -347,11 +350,11 @@ class Partition:
         which = np.full((1, spare), -1, np.int64)
         probes = self._num_probes(ids.shape[1])
         space = self._lists.space
-        _scan_cells(
+        kernels.scan_cells(
             *(query_1D, self._center_KD, self._reach_2K(), probes, self._rows, self._offset),
             *(space.ids, space.start, space.size, best, which),
         )
-        _finish(best, which, spare, query_1D, self._weight, self._bias, ids, scores)
+        kernels.finish(best, which, spare, query_1D, self._weight, self._bias, ids, scores)
 
     def _num_probes(self, k: int) -> int:
         num_cells = len(self._center_KE)
@@ -368,17 +371,17 @@ class Partition:
                 for begin in range(part.start, part.stop, _TILE_QUERIES):
                     tile = slice(begin, min(begin + _TILE_QUERIES, part.stop))
                     scores = self._cell_scores(queries_QD[tile], packed_QD[tile])
-                    _choose(scores, probe_QP[tile])
+                    kernels.choose(scores, probe_QP[tile])
 
         _in_parallel(num_queries, work)
         grouped = np.empty(probe_QP.size + num_queries, np.int32)
-        return grouped, _group(probe_QP, num_cells, grouped)
+        return grouped, kernels.group(probe_QP, num_cells, grouped)
 
     def _cell_scores(self, queries_QD: Floats, packed_QD: Any) -> Floats:
         """float32 [Q, K]; -inf for cells of nothing."""
         scores = np.empty((len(queries_QD), len(self._center_KE)), np.float32)
         multiply(packed_QD, self._center_KD, scores)
-        _add_reach(queries_QD, self._reach_2K(), scores)
+        kernels.add_reach(queries_QD, self._reach_2K(), scores)
         return scores
 
     def _reach_2K(self) -> Floats:
@@ -412,7 +415,7 @@ class Partition:
                 left = packed[start : start + len(some)] if all_of_them else packed[some]
                 scores = np.empty((len(some), len(ids)), np.float32)
                 multiply(left, rows, scores)
-                _keep(scores, offset, ids, some, best, which)
+                kernels.keep(scores, offset, ids, some, best, which)
 
     def shared(self, queries_QD: Floats, limit: int) -> Ids:
         """The cells that queries give most to, their scores as by softmax."""
@@ -482,278 +485,3 @@ def _shared_out(items: Iterator[int], lock: threading.Lock) -> Iterator[int]:
         if item is None:
             return
         yield item
-
-
-# --- kernels --------------------------------------------------------------------------------------
-
-
-def _jit(function):  # type: ignore[no-untyped-def]
-    return numba.njit(
-        nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy"
-    )(function)
-
-
-@_jit
-def _augment(weight, bias, ids, mean, mean_bias, length, rows):  # type: ignore[no-untyped-def]
-    dim = weight.shape[1]
-    for i in range(ids.size):
-        row, out = weight[ids[i]], rows[i]
-        for d in range(dim):
-            out[d] = row[d] - mean[d]
-        squares = np.float32(0)
-        for d in range(dim):  # apart: a loop that both stores and sums goes one by one
-            squares += out[d] * out[d]
-        value = bias[ids[i]] - mean_bias
-        rows[i, dim] = value
-        squares += value * value
-        rows[i, dim + 1] = np.sqrt(max(length * length - squares, np.float32(0)))
-
-
-@_jit
-def _centered(weight, bias, ids, mean, mean_bias, rows, offset):  # type: ignore[no-untyped-def]
-    for i in range(ids.size):
-        for d in range(mean.size):
-            rows[i, d] = weight[ids[i], d] - mean[d]
-        offset[i] = bias[ids[i]] - mean_bias
-
-
-@_jit
-def _add_to(sums, cell, rows):  # type: ignore[no-untyped-def]
-    for i in range(cell.size):
-        for d in range(sums.shape[1]):
-            sums[cell[i], d] += rows[i, d]
-
-
-@_jit
-def _nearest(scores, rows, ends, half, out):  # type: ignore[no-untyped-def]
-    """scores: of the first D coordinates, mutated; ends: float32 [2, K], the centers' others."""
-    dim = rows.shape[1] - 2
-    for i in range(scores.shape[0]):
-        a, b = rows[i, dim], rows[i, dim + 1]
-        row = scores[i]
-        for c in range(row.size):
-            row[c] += a * ends[0, c] + b * ends[1, c] - half[c]
-        best, which = np.float32(-np.inf), 0
-        for begin in range(0, row.size, _BLOCK):
-            block = row[begin : begin + _BLOCK]
-            if _any_above(block, best):
-                for c in range(block.size):
-                    if block[c] > best:
-                        best, which = block[c], begin + c
-        out[i] = which
-
-
-@_jit
-def _any_above(block, lowest):  # type: ignore[no-untyped-def]
-    """Most blocks hold nothing of interest: this looks at 16 numbers at a time."""
-    hits = np.int32(0)
-    for j in range(block.size):
-        hits = np.int32(hits + np.int32(block[j] > lowest))
-    return hits > 0
-
-
-@_jit
-def _relocate(  # type: ignore[no-untyped-def]
-    weight,
-    bias,
-    ids,
-    mean,
-    mean_bias,
-    length,
-    near,
-    size,
-    center,
-    variance,
-    half,
-    rounded,
-    cell,
-    new,
-):
-    """new: written: of each id the nearest of the cells near its own; the same if it is in none."""
-    rows = np.empty((1, center.shape[1]), np.float32)
-    row = rows[0]
-    for i in range(ids.size):
-        own = cell[ids[i]]
-        new[i] = own
-        if own < 0 or own >= near.shape[0]:
-            continue
-        _augment(weight, bias, ids[i : i + 1], mean, mean_bias, length, rows)
-        best, which = np.float32(-np.inf), own
-        for n in range(near.shape[1]):
-            c = near[own, n]
-            other = center[c]
-            score = -half[c]
-            for d in range(row.size):
-                score += row[d] * other[d]
-            if score > best:
-                best, which = score, c
-        new[i] = which
-        _follow(rows, new[i : i + 1], size, center, variance, half, rounded)
-
-
-@_jit
-def _follow(rows, cell, size, center, variance, half, rounded):  # type: ignore[no-untyped-def]
-    """Each row seen moves its cell's mean and variance by one part in the cell's size.
-
-    rounded: [K, D], what products use of the means.
-    """
-    width = center.shape[1]
-    plain = np.empty((1, width - 2), np.float32)
-    for i in range(cell.size):
-        c = cell[i]
-        own, row = center[c], rows[i]
-        rate = np.float32(1) / np.float32(max(size[c], 1))
-        squares, distance = np.float32(0), np.float32(0)
-        last = row[width - 1] - own[width - 1]
-        for d in range(width):
-            distance += (row[d] - own[d]) * (row[d] - own[d])
-        for d in range(width):
-            own[d] += rate * (row[d] - own[d])
-        for d in range(width):
-            squares += own[d] * own[d]
-        half[c] = squares / 2
-        inside = max(distance - last * last, np.float32(0)) / np.float32(width - 2)
-        variance[c] += rate * (inside - variance[c])
-        for d in range(width - 2):
-            plain[0, d] = own[d]
-        if rounded.itemsize == 2:
-            round_rows(plain, rounded[c : c + 1])
-        else:
-            rounded[c] = plain[0]
-
-
-@_jit
-def _add_reach(queries, reach, scores):  # type: ignore[no-untyped-def]
-    for q in range(queries.shape[0]):
-        squares = np.float32(0)
-        for d in range(queries.shape[1]):
-            squares += queries[q, d] * queries[q, d]
-        length = np.sqrt(squares)
-        for c in range(reach.shape[1]):
-            scores[q, c] += reach[0, c] + length * reach[1, c]
-
-
-@_jit
-def _replace_root(best, which, score, number):  # type: ignore[no-untyped-def]
-    """best is a heap, its lowest at the root."""
-    at, size = 0, best.size
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        if child + 1 < size and best[child + 1] < best[child]:
-            child += 1
-        if best[child] >= score:
-            break
-        best[at], which[at] = best[child], which[child]
-        at = child
-    best[at], which[at] = score, number
-
-
-@_jit
-def _keep(scores, offset, ids, queries, best, which):  # type: ignore[no-untyped-def]
-    """Offer score + offset of each id to its query's heap; scores are mutated."""
-    for i in range(scores.shape[0]):
-        q = queries[i]
-        row = scores[i]
-        for j in range(row.size):
-            row[j] += offset[j]
-        for begin in range(0, row.size, _BLOCK):
-            block = row[begin : begin + _BLOCK]
-            if _any_above(block, best[q, 0]):
-                for j in range(block.size):
-                    if block[j] > best[q, 0]:
-                        _replace_root(best[q], which[q], block[j], ids[begin + j])
-
-
-@_jit
-def _choose(scores, probe):  # type: ignore[no-untyped-def]
-    """The cells of the highest scores, in any order."""
-    best = np.empty(probe.shape[1], np.float32)
-    for q in range(scores.shape[0]):
-        best[:] = -np.inf
-        for begin in range(0, scores.shape[1], _BLOCK):
-            block = scores[q, begin : begin + _BLOCK]
-            if _any_above(block, best[0]):
-                for c in range(block.size):
-                    if block[c] > best[0]:
-                        _replace_root(best, probe[q], block[c], begin + c)
-
-
-@_jit
-def _scan_cells(  # type: ignore[no-untyped-def]
-    query, center, reach, probes, rows, offset, ids, start, size, best, which
-):
-    """For one query, rows and centers of bfloat16: the best of its cells and of the pinned."""
-    num_cells = center.shape[0]
-    scores = np.empty((1, num_cells), np.float32)
-    _scan(center, query[0], scores[0])
-    _add_reach(query, reach, scores)
-    cells = np.full((1, probes + 1), num_cells, np.int64)
-    _choose(scores, cells[:, :probes])
-    none = np.zeros(1, np.int64)
-    for i in range(probes + 1):
-        begin = start[cells[0, i]]
-        end = begin + size[cells[0, i]]
-        found = np.empty((1, end - begin), np.float32)
-        _scan(rows[begin:end], query[0], found[0])
-        _keep(found, offset[begin:end], ids[begin:end], none, best, which)
-
-
-@_jit
-def _scan(rows, query, out):  # type: ignore[no-untyped-def]
-    """out = rows query, rows of bfloat16."""
-    dim = query.size
-    bits = np.empty(dim, np.uint32)
-    wide = bits.view(np.float32)
-    for i in range(rows.shape[0]):
-        for d in range(dim):
-            bits[d] = np.uint32(rows[i, d]) << np.uint32(16)
-        total = np.float32(0)
-        for d in range(dim):
-            total += wide[d] * query[d]
-        out[i] = total
-
-
-@_jit
-def _group(probe, num_cells, grouped):  # type: ignore[no-untyped-def]
-    """Queries by cell, into grouped; returns where each cell's end. All are in the last."""
-    size = np.zeros(num_cells + 1, np.int64)
-    for q in range(probe.shape[0]):
-        for p in range(probe.shape[1]):
-            if probe[q, p] >= 0:
-                size[probe[q, p]] += 1
-    size[num_cells] = probe.shape[0]
-    ends = np.cumsum(size)
-    place = ends - size
-    for q in range(probe.shape[0]):
-        for p in range(probe.shape[1]):
-            cell = probe[q, p]
-            if cell >= 0:
-                grouped[place[cell]] = q
-                place[cell] += 1
-        grouped[place[num_cells]] = q
-        place[num_cells] += 1
-    return ends
-
-
-@_jit
-def _finish(best, which, spare, queries, weight, bias, ids, scores):  # type: ignore[no-untyped-def]
-    """Score the `spare` best candidates exactly, and put the best of them first."""
-    for q in range(best.shape[0]):
-        order = np.argsort(-best[q])[:spare]
-        exact = np.empty(order.size, np.float32)
-        for i in range(order.size):
-            c = which[q, order[i]]
-            if c < 0:
-                exact[i] = -np.inf
-                continue
-            total = np.float32(0)
-            for d in range(queries.shape[1]):
-                total += queries[q, d] * weight[c, d]
-            exact[i] = total + bias[c]
-        ranked = np.argsort(-exact)
-        for i in range(min(ids.shape[1], ranked.size)):
-            if which[q, order[ranked[i]]] >= 0:
-                ids[q, i] = which[q, order[ranked[i]]]
-                scores[q, i] = exact[ranked[i]]

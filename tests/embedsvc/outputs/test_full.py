@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from embedsvc.outputs import full
+from embedsvc.outputs import chunked
 from embedsvc.outputs.full import FullSoftmax
 from partitions.errors import ConfigError, DataError
 
@@ -14,7 +14,7 @@ NONE = torch.empty(0, dtype=torch.uint8)
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        full, "_chunks", lambda num, rows: [slice(i, i + 7) for i in range(0, num, 7)]
+        chunked, "chunks", lambda num, rows: [slice(i, i + 7) for i in range(0, num, 7)]
     )
 
 
@@ -26,7 +26,7 @@ def doubles(*shape: int) -> torch.Tensor:
 def test_chunked_loss_has_torchs_value_and_gradients() -> None:
     hidden, weight, bias = doubles(5, 4), doubles(30, 4), doubles(30)
     target = torch.tensor([3, 29, 3, 0, 14])
-    found = full.log_prob(hidden, weight, bias, NONE, target[:, None])
+    found = chunked.log_prob(hidden, weight, bias, NONE, target[:, None])
     exact = -functional.cross_entropy(hidden @ weight.T + bias, target, reduction="none")
     assert found.tolist() == pytest.approx(exact.tolist())
     slope = torch.arange(5.0, dtype=torch.float64)
@@ -45,14 +45,14 @@ def test_gradients_of_the_chunked_loss() -> None:
     removed[5] = 1
     for gone in (NONE, removed):
         assert torch.autograd.gradcheck(
-            lambda *args: full.log_prob(*args, gone, targets),  # noqa: B023
+            lambda *args: chunked.log_prob(*args, gone, targets),  # noqa: B023
             (doubles(4, 3), doubles(10, 3), doubles(10)),
         )
 
 
 def test_only_asked_gradients_are_made() -> None:
     hidden, weight = doubles(2, 3), doubles(10, 3).detach()
-    full.log_prob(hidden, weight, None, NONE, torch.tensor([[1], [2]])).sum().backward()
+    chunked.log_prob(hidden, weight, None, NONE, torch.tensor([[1], [2]])).sum().backward()
     assert hidden.grad is not None and weight.grad is None
 
 

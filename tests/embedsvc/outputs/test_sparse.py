@@ -8,7 +8,7 @@ import torch
 
 from embedsvc.graph import optimizers
 from embedsvc.outputs.active import estimate
-from embedsvc.outputs.full import FullStep
+from embedsvc.outputs.fused import FullStep
 from embedsvc.outputs.kernels import Table
 from embedsvc.outputs.sparse import ROW_OPTIMIZERS, Active, SparseStep, Workspace
 from partitions.errors import ConfigError
