@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embedsvc.compiled import jit
 from embedsvc.evaluation import metrics
 from embedsvc.trained import EdgeIds, Trained
 from partitions.graph import slots_of
@@ -204,7 +204,7 @@ def _rank_block(
     return ranks
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _count(score, low, high, surely, maybe):  # type: ignore[no-untyped-def]
     """Per row: scores above `high`, and those not below `low`. One pass over a tile: torch's
     comparisons and sums of booleans took twice as long as the product that made it."""

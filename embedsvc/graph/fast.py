@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-import numba
 import numpy as np
 import scipy.linalg.cython_blas
 from numpy.typing import NDArray
 
+from embedsvc.compiled import jit
 from embedsvc.config import ModelConfig, TrainConfig
 from embedsvc.graph import every, kernels
 from embedsvc.graph.batches import Group
@@ -254,7 +254,7 @@ def chunk_runs(
         first_chunk += len(chunks)
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _shuffle(key, order):  # type: ignore[no-untyped-def]
     """A random permutation of 0 .. n - 1 (Fisher and Yates)."""
     state = np.uint64(key)
@@ -265,7 +265,7 @@ def _shuffle(key, order):  # type: ignore[no-untyped-def]
         order[j] = i
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _grouped(order, rel, group_of_rel):  # type: ignore[no-untyped-def]
     """The order, stably sorted by group, and the number of edges in each."""
     sizes = np.zeros(group_of_rel.max() + 1, np.int64)

@@ -8,10 +8,10 @@ and a row that training never touched need not be stored. The sum of four 16-bit
 from collections.abc import Callable
 from functools import cache
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsvc.compiled import jit
 from embedsvc.config import ModelConfig
 from partitions.graph import Graph
 from partitions.hashing import GOLDEN, hash_keys, mix
@@ -24,7 +24,7 @@ _GOLDEN = np.uint64(GOLDEN)
 _LOW = np.uint64(0xFFFF)
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _fill(seed, hashes, scale, out):  # type: ignore[no-untyped-def]
     # The four fields sum to [0, 4 * 65535]: centre at 131070, deviation 65536 / sqrt(3).
     unit = np.float32(scale * np.sqrt(3.0) / 65536.0)

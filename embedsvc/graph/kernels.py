@@ -12,7 +12,6 @@ sides ask different queries, and share nothing. Blocks hold candidates in rows, 
 over candidates run along contiguous columns, and every product is of a form in which OpenBLAS is
 fast on blocks this small (queries are first transposed, since rows times rows is its slow one).
 
-All in one file: numba renews a cached kernel when its own file changed, not when a callee's did.
 Scalars choose operator, comparator and loss, so that all models share one compiled kernel.
 
 Letters: C edges, U uniform negatives a side, M = C + U, D dimension, P operator parameters,
@@ -22,13 +21,13 @@ N candidates of a block.
 import math
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
+from embedsvc.compiled import jit
 from embedsvc.graph.products import multiply, new_room
 from embedsvc.graph.rounding import key_of
 from partitions.hashing import GOLDEN, mix
@@ -81,7 +80,7 @@ _OPTIONS: Any = {"fastmath": _FAST, "error_model": "numpy"}
 
 
 def _jit(function):  # type: ignore[no-untyped-def]
-    return numba.njit(nogil=True, cache=True, **_OPTIONS)(function)
+    return jit(function, **_OPTIONS)
 
 
 @_jit

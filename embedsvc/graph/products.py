@@ -25,13 +25,14 @@ import sys
 from functools import cache
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
+
+from embedsvc.compiled import jit
 
 _FEATURES = ("+amx-tile", "+amx-bf16", "+avx512bf16")
 
@@ -70,7 +71,7 @@ class Room(NamedTuple):
     sums: Any  # float32 [1024], 2 x 2 tiles
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def new_room(a, b, c):  # type: ignore[no-untyped-def]
     """For products that have these three sizes, or smaller ones, in any order."""
     a, b, c = (a + 15) // 16, (b + 15) // 16, (c + 15) // 16
@@ -83,7 +84,7 @@ def room_bytes(a: int, b: int, c: int) -> int:
     return 2 * 1024 * max(a * b, b * c, a * c) + 4096
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def new_tiles(count):  # type: ignore[no-untyped-def]
     """uint32 [256 * count], from the start of a cache line: tiles are read by whole lines."""
     memory = np.empty(256 * count + 16, np.uint32)
@@ -91,20 +92,20 @@ def new_tiles(count):  # type: ignore[no-untyped-def]
     return memory[first : first + 256 * count]
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def left_tiles(memory, rows, inner):  # type: ignore[no-untyped-def]
     """The part of the memory that holds a left factor of this shape; see new_tiles."""
     down, across = (rows + 15) // 16, (inner + 31) // 32
     return memory[: 256 * down * across].reshape(down, across, 256)
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def right_tiles(memory, inner, columns):  # type: ignore[no-untyped-def]
     down, across = (inner + 31) // 32, (columns + 15) // 16
     return memory[: 256 * down * across].reshape(down, across, 256)
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def multiply(a, turn_a, b, turn_b, room, out):  # type: ignore[no-untyped-def]
     """out [m, n] = a b, transposed first where `turn_`; all float32 and contiguous, a and b rounded
     to the nearest bfloat16 (ties to even; subnormal numbers are 0)."""
@@ -116,7 +117,7 @@ def multiply(a, turn_a, b, turn_b, room, out):  # type: ignore[no-untyped-def]
     multiply_tiles(left, right, room.sums, out)
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def pack_left(x, turn, left):  # type: ignore[no-untyped-def]
     for i in range(left.shape[0]):
         for t in range(left.shape[1]):
@@ -127,7 +128,7 @@ def pack_left(x, turn, left):  # type: ignore[no-untyped-def]
                 _pack_rows(x, i, t, left[i, t])
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def pack_right(x, turn, right):  # type: ignore[no-untyped-def]
     for t in range(right.shape[0]):
         for j in range(right.shape[1]):
@@ -138,7 +139,7 @@ def pack_right(x, turn, right):  # type: ignore[no-untyped-def]
                 _pack_pairs(x, t, j, right[t, j])
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _pack_rows(x, i, t, tile):  # type: ignore[no-untyped-def]
     rows, columns = x.shape
     at, num = 16 * i * columns + 32 * t, columns - 32 * t
@@ -147,7 +148,7 @@ def _pack_rows(x, i, t, tile):  # type: ignore[no-untyped-def]
         at += columns
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _pack_pairs(x, t, j, tile):  # type: ignore[no-untyped-def]
     rows, columns = x.shape
     at, num = 32 * t * columns + 16 * j, columns - 16 * j
@@ -160,7 +161,7 @@ def _pack_pairs(x, t, j, tile):  # type: ignore[no-untyped-def]
         _pack(x, at, alone, at, 0, True, tile, 16 * p)
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def multiply_tiles(left, right, sums, out):  # type: ignore[no-untyped-def]
     """out = left right; sums: as in Room.
 

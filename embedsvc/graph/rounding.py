@@ -8,12 +8,12 @@ so the same at every run; kernels.py draws the same bits.
 
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embedsvc.compiled import jit
 from partitions import precision
 from partitions.hashing import GOLDEN, mix
 
@@ -21,7 +21,7 @@ _GOLDEN = np.uint64(GOLDEN)
 _INFINITE = np.uint32(0x7F800000)  # the exponent of infinity and of NaN
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def key_of(key, number, side):  # type: ignore[no-untyped-def]
     """Of an update: of a bucket's key, the number of the chunk or batch, and 0: lhs, 1: rhs.
 
@@ -30,7 +30,7 @@ def key_of(key, number, side):  # type: ignore[no-untyped-def]
     return mix(mix(np.uint64(key) ^ _GOLDEN) + _GOLDEN * np.uint64(2 * number + side + 1))
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _starts(key, rows):  # type: ignore[no-untyped-def]
     out = np.empty(rows.size, np.uint32)
     for i in range(rows.size):

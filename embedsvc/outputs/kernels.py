@@ -7,16 +7,14 @@ through in tiles that stay in a core's cache between the products and the update
 Blocks hold classes in rows and the batch in columns: what is added to a class's scores is the same
 along a row, and sums over classes run along contiguous columns.
 
-All in one file: numba renews a cached kernel when its own file changed, not when a callee's did.
-
 Letters: A active classes, B batch, C classes, D dimension, T labels of a row, n rows of a tile.
 """
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 
+from embedsvc.compiled import jit
 from embedsvc.graph.kernels import _fetch_line, exp
 from partitions.hashing import GOLDEN
 
@@ -32,7 +30,7 @@ _OPTIONS: Any = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_mode
 
 
 def _jit(function):  # type: ignore[no-untyped-def]
-    return numba.njit(nogil=True, cache=True, **_OPTIONS)(function)
+    return jit(function, **_OPTIONS)
 
 
 class Table(NamedTuple):

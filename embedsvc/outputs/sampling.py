@@ -11,10 +11,10 @@ The whole job of adding one: one class here. A contract test holds its draws to 
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsvc.compiled import jit
 from partitions.errors import ConfigError
 from partitions.hashing import GOLDEN, mix
 from partitions.registry import Registry
@@ -112,13 +112,13 @@ class Unigram:
         return np.concatenate([np.zeros(self._first), self._chance.astype(np.float64)])
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _fraction(state: Any) -> Any:
     """The upper 53 of 64 random bits, as a number in [0, 1)."""
     return np.float64(state >> np.uint64(11)) * 2.0**-53
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _log_uniform(num_ranks, first, num, key):  # type: ignore[no-untyped-def]
     ranks, chances = np.empty(num, np.int64), np.empty(num, np.float64)
     span = np.log((num_ranks + 1.0) / (first + 1.0))
@@ -133,7 +133,7 @@ def _log_uniform(num_ranks, first, num, key):  # type: ignore[no-untyped-def]
     return ranks, chances
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _alias_table(chance):  # type: ignore[no-untyped-def]
     """Of n places, each holds its own rank with probability own, else another: its alias."""
     n = chance.size
@@ -163,7 +163,7 @@ def _alias_table(chance):  # type: ignore[no-untyped-def]
     return own, alias
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _by_alias(own, alias, chance, first, num, key):  # type: ignore[no-untyped-def]
     ranks, chances = np.empty(num, np.int64), np.empty(num, np.float64)
     state = np.uint64(key)
