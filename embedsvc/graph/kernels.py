@@ -22,14 +22,14 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from embedsvc.compiled import jit
 from embedsvc.graph.products import multiply, new_room
 from embedsvc.graph.rounding import key_of
+from embedsvc.prefetch import fetch_line as _fetch_line
 from partitions.hashing import GOLDEN, mix
 
 IDENTITY, DIAGONAL, TRANSLATION, COMPLEX_DIAGONAL = range(4)
@@ -491,23 +491,6 @@ def _fetch(table, row):  # type: ignore[no-untyped-def]
     for d in range(0, dim, _per_line(table.values)):
         _fetch_line(table.values, row * dim + d)  # type: ignore[call-arg]
     _fetch_line(table.state, row)  # type: ignore[call-arg]
-
-
-@intrinsic
-def _fetch_line(typing_context, array, at):  # type: ignore[no-untyped-def]
-    """llvm.prefetch of a contiguous array's element number `at`: read, into the second level."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        flag, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-        fetch = builder.module.declare_intrinsic(
-            "llvm.prefetch", (pointer,), ir.FunctionType(ir.VoidType(), [pointer, *[flag] * 3])
-        )
-        line = builder.bitcast(builder.gep(data, [arguments[1]]), pointer)
-        builder.call(fetch, [line, flag(0), flag(2), flag(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64), generate
 
 
 @_jit

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from embedsvc.compiled import jit
-from embedsvc.graph.kernels import _fetch_line, exp
+from embedsvc.graph.kernels import exp
+from embedsvc.prefetch import fetch_line
 from partitions.hashing import GOLDEN
 
 SGD, ROWWISE_ADAGRAD, ADAM_LITE = range(3)
@@ -201,11 +202,11 @@ def _fetch(table, row):  # type: ignore[no-untyped-def]
     """Ask for a row's cache lines, and go on."""
     dim = table.values.shape[1]
     for d in range(0, dim, 16):
-        _fetch_line(table.values, row * dim + d)  # type: ignore[call-arg]
+        fetch_line(table.values, row * dim + d)  # type: ignore[call-arg]
     if table.bias.size:
-        _fetch_line(table.bias, row)  # type: ignore[call-arg]
+        fetch_line(table.bias, row)  # type: ignore[call-arg]
     if table.state.size:
-        _fetch_line(table.state, row * table.state.shape[1])  # type: ignore[call-arg]
+        fetch_line(table.state, row * table.state.shape[1])  # type: ignore[call-arg]
 
 
 @_jit

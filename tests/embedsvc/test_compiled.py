@@ -78,6 +78,7 @@ def test_the_kernel_of_1_vs_all_is_made_of_these_files() -> None:
     assert found == {
         "embedsvc/compiled.py",
         *(f"embedsvc/graph/{name}.py" for name in ("every", "kernels", "products", "rounding")),
+        "embedsvc/prefetch.py",
         "partitions/hashing.py",
     }
     of_outputs = sources_of(root / "embedsvc/outputs/kernels.py", root)
