@@ -1,23 +1,18 @@
 """Kernels of the learned partition (partition.py): rows into cells, and queries through them.
 
-All in one file but for `round_rows`: numba renews a cached kernel when its own file changed, not
-when a callee's did.
-
 Letters: C classes, D dimension, E = D + 2, K cells, Q queries, P probes, n rows.
 """
 
-import numba
 import numpy as np
 
+from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers.products import round_rows
 
 _BLOCK = 64  # scores looked at together
 
 
 def _jit(function):  # type: ignore[no-untyped-def]
-    return numba.njit(
-        nogil=True, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy"
-    )(function)
+    return jit(function, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
 
 
 @_jit

@@ -7,9 +7,10 @@ through its list, which is short by design, so that a class needs no note of its
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from embedsvc.compiled import jit
 
 Ids = NDArray[np.int64]
 
@@ -66,7 +67,7 @@ def _lay_out(count: NDArray[np.int32]) -> Space:
     return Space(ids, ends - room, np.zeros_like(count), room, np.array([total]))
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _append_all(members, lists, space):  # type: ignore[no-untyped-def]
     for i in range(members.size):
         number = lists[i]
@@ -74,7 +75,7 @@ def _append_all(members, lists, space):  # type: ignore[no-untyped-def]
         space.size[number] += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _copy(old, new):  # type: ignore[no-untyped-def]
     for number in range(old.start.size):
         size, source, target = old.size[number], old.start[number], new.start[number]
@@ -82,7 +83,7 @@ def _copy(old, new):  # type: ignore[no-untyped-def]
         new.size[number] = size
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _insert(members, lists, space):  # type: ignore[no-untyped-def]
     """How many were inserted: all, or those before the one for which there is no room."""
     for i in range(members.size):
@@ -102,7 +103,7 @@ def _insert(members, lists, space):  # type: ignore[no-untyped-def]
     return members.size
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _remove(members, lists, space):  # type: ignore[no-untyped-def]
     """The place of the first that isn't in its list, else -1."""
     for i in range(members.size):

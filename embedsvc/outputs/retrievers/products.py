@@ -13,10 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from embedsvc.compiled import jit
 
 Floats = NDArray[np.float32]
 Packed = NDArray[Any]  # uint16, the upper half of a float32's bits, or float32
@@ -84,7 +85,7 @@ def _library() -> ctypes.CDLL | None:
     return None
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def round_rows(rows, out):  # type: ignore[no-untyped-def]
     """float32 [n, D] to bfloat16's bits, the nearest, of two as near the even one."""
     for i in range(rows.shape[0]):

@@ -3,9 +3,9 @@
 Letters: C classes, D dimension, H pinned classes, K answers, L proposals, Q queries.
 """
 
-import numba
 import numpy as np
 
+from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import Floats, Ids
 from embedsvc.outputs.retrievers.tables import in_parallel
 
@@ -41,7 +41,7 @@ def best_of(
     return ids, scores
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"contract", "reassoc"}, error_model="numpy")
+@jit(fastmath={"contract", "reassoc"}, error_model="numpy")
 def _best_of(weight, bias, pinned, of_pinned, proposed, queries, ids, scores):  # type: ignore[no-untyped-def]
     """of_pinned: [Q, H], scores; ids, scores: written."""
     for q in range(queries.shape[0]):
@@ -58,7 +58,7 @@ def _best_of(weight, bias, pinned, of_pinned, proposed, queries, ids, scores):  
                     _insert(score, c, scores[q], ids[q])
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _insert(score, c, scores, ids):  # type: ignore[no-untyped-def]
     """Into a descending list, whose last one falls out."""
     at = scores.size - 1

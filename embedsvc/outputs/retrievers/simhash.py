@@ -13,11 +13,11 @@ Letters: C classes, D dimension, E = D + 2, K bits, L tables, Q queries, n rows.
 from time import perf_counter
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
 from embedsvc.outputs.retrievers.proposals import best_of
 from embedsvc.outputs.retrievers.tables import Keys, Tables, check_num_keys
@@ -167,7 +167,7 @@ class SimHash:
         self._mean_bias, self._length = (float(x) for x in state["scalars"])
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _pack(sides, bits, keys):  # type: ignore[no-untyped-def]
     for i in range(sides.shape[0]):
         for table in range(keys.shape[1]):

@@ -13,10 +13,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers.lists import Lists
 from partitions.errors import ConfigError
 
@@ -115,7 +115,7 @@ def in_parallel(count: int, work: Any) -> None:
         list(pool.map(work, map(slice, edges[:-1], edges[1:])))
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _most_shared(keys, num_keys, num_tables, space, counts, out):  # type: ignore[no-untyped-def]
     """keys: uint32 [Q, n], of table i % num_tables; counts: int32 [C], zero, and left so."""
     seen = np.empty(1024, np.int32)

@@ -4,9 +4,10 @@ After an update almost no class has changed its place in an index; looking at ea
 time finds the moves at an n-th of the cost.
 """
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from embedsvc.compiled import jit
 
 Ids = NDArray[np.int64]
 
@@ -34,7 +35,7 @@ class Touches:
         return out[: _count_down(ids, self.left_C, self.every, out)]
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _count_down(ids, left, every, out):  # type: ignore[no-untyped-def]
     num_due = 0
     for i in range(ids.size):

@@ -14,10 +14,10 @@ Letters: C classes, D dimension, P permutations, M bands (tables), m window, Q q
 from time import perf_counter
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
 from embedsvc.outputs.retrievers.proposals import best_of
 from embedsvc.outputs.retrievers.tables import Keys, Tables, check_num_keys, in_parallel
@@ -143,7 +143,7 @@ class WTA:
         self._touches = int(state["touches"])
 
 
-@numba.njit(nogil=True, cache=True)
+@jit
 def _hash(rows, windows, keys):  # type: ignore[no-untyped-def]
     """Of equal coordinates, the first one of the window wins."""
     num_codes = windows.shape[0] // keys.shape[1]
