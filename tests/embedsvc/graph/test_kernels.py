@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given
 
+from embedsvc.config import NegativesConfig
 from embedsvc.graph import fast, kernels, products, rounding
 from embedsvc.graph.batches import Batch, Group
 from embedsvc.graph.comparators import COMPARATORS
@@ -17,7 +18,7 @@ from embedsvc.graph.fast import FastStep, Run
 from embedsvc.graph.losses import LOSSES, REGULARIZERS
 from embedsvc.graph.model import GraphModel, RelationParameters
 from embedsvc.graph.operators import OPERATORS
-from embedsvc.graph.step import ExactStep
+from embedsvc.graph.step import ExactBatches, ExactStep
 from partitions import precision
 from partitions.edges import Edges
 from partitions.precision import DTYPES
@@ -309,6 +310,22 @@ def test_what_is_not_finite_shows_in_the_loss() -> None:
             assert not np.isfinite(step.train_run(tables, edges, run, KEY)[1]), (value, loss)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("halves", [False, pytest.param(True, marks=products_needed)])
+@pytest.mark.parametrize("versus_all", [False, True])
+@pytest.mark.parametrize("whole", [False, True], ids=["one_row", "all_rows"])
+def test_what_is_not_finite_shows_in_the_loss_of_1_vs_all_and_of_bfloat16(
+    whole: bool, versus_all: bool, halves: bool, value: float
+) -> None:
+    model = build("diagonal", "dot", "softmax", True, dim=4)
+    edges = one_chunk(6, 9, one_relation=False)
+    tables = tables_of({LEFT}, 9, 4)
+    tables[LEFT].vectors[slice(None) if whole else edges.lhs[2]] = value
+    step = FastStep(model, LR, LR, 6, not versus_all, 0, 1, versus_all=versus_all, halves=halves)
+    run = Run(Group(LEFT, LEFT, "diagonal"), 0, np.array([0, 6]), np.arange(6))
+    assert not np.isfinite(step.train_run(tables, edges, run, KEY)[1])
+
+
 def test_a_row_without_gradient_keeps_every_bit_and_is_not_marked_as_touched() -> None:
     """Every margin is met, so the ranking loss has no slope anywhere."""
     model = build("identity", "dot", {"name": "ranking", "margin": 0.1}, False, dim=4)
@@ -377,13 +394,17 @@ def test_products_of_bfloat16_are_exact_where_their_factors_are(
         ("softmax", True, True),
     ],
 )
-def test_products_of_bfloat16_move_rows_as_others_do(case: tuple[str, bool, bool]) -> None:
+@pytest.mark.parametrize("scale", [0.3, 1.0], ids=["small", "large"])
+def test_products_of_bfloat16_move_rows_as_others_do(
+    case: tuple[str, bool, bool], scale: float
+) -> None:
     """Factors are off by 2^-9 at most, each its own way: what rows move by is off by far less than
-    1 %. (A hinge is not so smooth.)"""
+    1 %. (A hinge is not so smooth.) Of large scores a softmax makes more, most of all where few
+    candidates matter and what they move operators by cancels."""
     loss, reciprocal, versus_all = case
     model = build("complex_diagonal", "dot", loss, reciprocal, dim=40)
     edges = one_chunk(60, 700, one_relation=model.moves_candidates)
-    tables = tables_of({LEFT}, 700, model.dim, scale=0.3)
+    tables = tables_of({LEFT}, 700, model.dim, scale=scale)
     for table in tables.values():
         table.state[:] = 1  # steps in proportion to gradients
     before = {(slot, "vectors"): table.vectors.copy() for slot, table in tables.items()}
@@ -393,7 +414,8 @@ def test_products_of_bfloat16_move_rows_as_others_do(case: tuple[str, bool, bool
     assert found[0] == pytest.approx(exact[0], rel=1e-3)
     for name, old in before.items():
         moved, wanted = found[1][name] - old, exact[1][name] - old
-        assert np.linalg.norm(moved - wanted) <= 0.01 * np.linalg.norm(wanted), name
+        allowed = 0.03 if scale == 1 and name[1] != "vectors" else 0.01
+        assert np.linalg.norm(moved - wanted) <= allowed * np.linalg.norm(wanted), name
 
 
 VERSUS_ALL = [
@@ -415,3 +437,56 @@ def test_a_chunk_versus_all_equals_the_exact_step(
     tables = tables_of({LEFT, rhs_slot}, num_rows, model.dim)
     sizes = {"in_batch": False, "versus_all": True}
     assert_equal(*both_steps(model, edges, tables, rhs_slot, **sizes))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_edges", [9, 530])
+@pytest.mark.parametrize("rows", [(700, 40), (40, 700)], ids=["left", "right"])
+def test_1_vs_all_of_tables_of_different_size_equals_the_exact_step(
+    rows: tuple[int, int], num_edges: int, dtype: str
+) -> None:
+    """With weights of relations; 530 edges are more than a tile has rows. Of bfloat16 either step
+    draws which neighbour it rounds to."""
+    model = replace(
+        build("complex_diagonal", "dot", "softmax", True, regularizer={"name": "n3"}),
+        relation_weights=np.array([0.5, 2.0, 0.0], np.float32),
+    )
+    rng = np.random.default_rng([6, num_edges])
+    edges = Edges(
+        rng.integers(0, rows[0], num_edges).astype(np.uint32),
+        rng.integers(0, 3, num_edges).astype(np.uint8),
+        rng.integers(0, rows[1], num_edges).astype(np.uint32),
+        rng.uniform(0.2, 2, num_edges).astype(np.float32),
+    )
+    found = []
+    for kind in ("exact", "fast"):
+        tables = {
+            slot: tables_of({slot}, size, model.dim)[slot]
+            for slot, size in zip((LEFT, RIGHT), rows, strict=True)
+        }
+        if dtype == "bfloat16":
+            tables = {
+                slot: replace(table, vectors=precision.nearest(table.vectors, DTYPES[dtype]))
+                for slot, table in tables.items()
+            }
+        parameters = RelationParameters.initial(model.operators, 3, model.dim, True)
+        parameters.load({name: a.copy() for name, a in model.parameters.arrays().items()})
+        mine = replace(model, parameters=parameters)
+        group = [Group(LEFT, RIGHT, "complex_diagonal")] * 3
+        versus_all = NegativesConfig.model_validate({"all": True})
+        step: Any = ExactBatches(mine, LR, RELATION_LR, num_edges, num_edges, versus_all)
+        if kind == "fast":
+            step = FastStep(mine, LR, RELATION_LR, num_edges, False, 0, 1, versus_all=True)
+        [(count, loss)] = step(tables, edges, group, [1, 2])
+        assert count == num_edges
+        content: dict[Any, np.ndarray] = {}
+        for slot, table in tables.items():
+            content[slot, "vectors"] = precision.widen(table.vectors)
+            content[slot, "state"] = table.state
+        found.append((loss, content | mine.parameters.arrays()))
+    exact, found_fast = found
+    if dtype == "bfloat16":
+        for slot in (LEFT, RIGHT):
+            a, b = (side[1].pop((slot, "vectors")) for side in (exact, found_fast))
+            assert (np.abs(a - b) <= 2**-7 * np.maximum(np.abs(a), np.abs(b)) + 2e-4).all()
+    assert_equal(exact, found_fast)

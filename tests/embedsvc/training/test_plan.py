@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from embedsvc.config import ModelConfig, NegativesConfig, TrainConfig
+from embedsvc.graph import every
 from embedsvc.graph.batches import Batcher, Group
 from embedsvc.graph.negatives import Sampling
+from embedsvc.graph.products import fast_bfloat16
 from embedsvc.training.plan import (
     MemoryPlan,
     batching_bytes,
@@ -175,6 +177,25 @@ def test_what_the_fast_step_does_not_cover_is_planned_as_the_exact_one(
     exact, auto = TrainConfig(step="exact"), TrainConfig(step="auto")
     assert plan_memory(graph, l2, auto) == plan_memory(graph, l2, exact)
     assert plan_memory(graph, ModelConfig(), auto) != plan_memory(graph, ModelConfig(), exact)
+
+
+@pytest.mark.parametrize("products", ["float32", "bfloat16"])
+def test_1_vs_all_of_the_fast_step_plans_for_what_its_kernel_says(
+    make_graph: MakeGraph, products: str
+) -> None:
+    graph, model = a_graph(make_graph, 1, num_edges=200), ModelConfig(dim=20)
+
+    def batch(**changes: object) -> int:
+        settings = {"negatives": {"all": True}, "products": products, "threads": 1}
+        config = TrainConfig.model_validate(settings | changes)
+        return plan_memory(graph, model, config).batch
+
+    halves = products == "bfloat16" and fast_bfloat16()
+    work = every.bytes_of(40, 7, 50, 20, halves)
+    assert work <= batch() <= work + 200 * 64, "and a run's places, 52 bytes an edge"
+    more = every.bytes_of(40, 7, 100, 20, halves) - work
+    assert batch(chunk_size=100) - batch() == more > 0
+    assert batch(threads=3) == 3 * batch()
 
 
 def test_the_plan_is_one_line_whose_parts_add_up() -> None:
