@@ -1,5 +1,6 @@
 """The tables of the config file that this floor owns: [model], [train], [eval], [publish]."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,6 +59,11 @@ class ModelConfig(Table):
     init_from: dict[str, Path] = Field(default_factory=dict)
     """Entity type -> file of vectors to begin with, by key, as `embedsvc export` writes them."""
 
+    def operators_in_use(self, relations: Iterable[str] = ()) -> set[str]:
+        """Of these relations; of any, where none are named."""
+        used = {self.operators.get(name, self.operator) for name in relations}
+        return used or {self.operator, *self.operators.values()}
+
     @model_validator(mode="after")
     def _known(self) -> "ModelConfig":
         from embedsvc.graph.comparators import COMPARATORS
@@ -68,7 +74,7 @@ class ModelConfig(Table):
         _buildable(LOSSES, self.loss)
         if self.regularizer is not None:
             _buildable(REGULARIZERS, self.regularizer)
-        for name in {self.operator, *self.operators.values()}:
+        for name in self.operators_in_use():
             _buildable(OPERATORS, name)
             try:
                 OPERATORS.build(name).check(self.dim)

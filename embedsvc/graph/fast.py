@@ -57,9 +57,12 @@ RUN_EDGES = 20_000  # of a run of chunks: some 20 ms of work
 _LEAST_RUN_EDGES = 1000
 
 
-def uncovered(config: ModelConfig, train: TrainConfig) -> str | None:
-    """What of a run the fast step can't do, in words; None: it can do all."""
-    for name in sorted({config.operator, *config.operators.values()}):
+def uncovered(config: ModelConfig, train: TrainConfig, relations: Sequence[str] = ()) -> str | None:
+    """What of a run the fast step can't do, in words; None: it can do all.
+
+    relations: of the graph. `model.operator` may be that of none of them.
+    """
+    for name in sorted(config.operators_in_use(relations)):
         if name not in _OPERATORS:
             return f"model.operator = {name}"
     if type(COMPARATORS.build(config.comparator)) not in _COMPARATORS:
@@ -73,7 +76,7 @@ def uncovered(config: ModelConfig, train: TrainConfig) -> str | None:
             return f"model.{name}"
     if train.negatives.degree:
         return "train.negatives.degree"
-    if train.negatives.all and (reason := _not_every(config)):
+    if train.negatives.all and (reason := _not_every(config, relations)):
         return f"train.negatives.all with {reason}"
     if train.precision == "float16":
         return "train.precision = float16"
@@ -82,12 +85,12 @@ def uncovered(config: ModelConfig, train: TrainConfig) -> str | None:
     return None
 
 
-def _not_every(config: ModelConfig) -> str | None:
+def _not_every(config: ModelConfig, relations: Sequence[str]) -> str | None:
     if type(LOSSES.build(config.loss)) is not SoftmaxLoss:
         return f"model.loss = {config.loss}"
     if type(COMPARATORS.build(config.comparator)) is not Dot:
         return f"model.comparator = {config.comparator}"
-    if not config.reciprocal and {config.operator, *config.operators.values()} != {"identity"}:
+    if not config.reciprocal and config.operators_in_use(relations) != {"identity"}:
         return "model.reciprocal = false"
     return None
 

@@ -103,8 +103,9 @@ def plan_memory(graph: Graph, model: ModelConfig, train: TrainConfig) -> MemoryP
 
 
 def _is_fast(graph: Graph, model: ModelConfig, train: TrainConfig) -> bool:
-    exact = train.step == "exact" or is_used(train) or uncovered(model, train) or featurised(graph)
-    return not exact
+    if train.step == "exact" or is_used(train) or featurised(graph):
+        return False
+    return uncovered(model, train, [relation.name for relation in graph.relations]) is None
 
 
 def _file_bytes(graph: Graph, bucket: Bucket) -> int:
@@ -119,7 +120,7 @@ def _exact_bytes(
 ) -> tuple[int, int]:
     """Of a bucket's edges, and of a batch."""
     negatives, chunk_size = train.negatives, train.chunk_size
-    operators = {model.operator, *model.operators.values()}
+    operators = model.operators_in_use(relation.name for relation in graph.relations)
     matrices = any(OPERATORS[name].matrix for name in operators)
     drawn = negatives.uniform + negatives.degree
     if negatives.all:

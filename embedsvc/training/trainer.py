@@ -170,7 +170,8 @@ class _Trainer:
         )
         for bucket in graph.buckets("train"):
             self.buffer.check_fits(graph.slots_of_bucket(bucket))
-        not_fast = uncovered(model, config) or featurised(graph)
+        relations = [relation.name for relation in graph.relations]
+        not_fast = uncovered(model, config, relations) or featurised(graph)
         self.step = _choose_step(self.model, not_fast, config, bags_of(graph), device)
         self.rate = WarmedUp.build(config.lr_schedule, config.warmup_epochs)
         self.stopping: EarlyStopping | None = None

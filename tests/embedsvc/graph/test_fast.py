@@ -201,6 +201,17 @@ def test_what_is_not_covered_is_said(settings: dict[str, Any], found: str | None
     assert uncovered(ModelConfig.model_validate(settings), TrainConfig()) == found
 
 
+def test_an_operator_that_no_relation_uses_is_not_held_against_the_fast_step() -> None:
+    model = ModelConfig(operator="rotate", operators={"r": "diagonal", "s": "identity"})
+    assert uncovered(model, TrainConfig(), ["r", "s"]) is None
+    assert uncovered(model, TrainConfig(), ["r", "s", "t"]) == "model.operator = rotate"
+    every = TrainConfig.model_validate({"negatives": {"all": True}})
+    assert uncovered(model, every, ["s"]) is None
+    assert (
+        uncovered(model, every, ["r", "s"]) == "train.negatives.all with model.reciprocal = false"
+    )
+
+
 def test_drawing_by_degree_is_not_covered() -> None:
     train = TrainConfig.model_validate({"negatives": {"degree": 5}})
     assert uncovered(ModelConfig(), train) == "train.negatives.degree"

@@ -177,6 +177,8 @@ def test_what_the_fast_step_does_not_cover_is_planned_as_the_exact_one(
     exact, auto = TrainConfig(step="exact"), TrainConfig(step="auto")
     assert plan_memory(graph, l2, auto) == plan_memory(graph, l2, exact)
     assert plan_memory(graph, ModelConfig(), auto) != plan_memory(graph, ModelConfig(), exact)
+    unused = ModelConfig(operator="rotate", operators={"buys": "identity"})
+    assert plan_memory(graph, unused, auto) == plan_memory(graph, ModelConfig(), auto)
 
 
 @pytest.mark.parametrize("products", ["float32", "bfloat16"])
