@@ -6,6 +6,8 @@ A line of an evaluation has no bucket. For TensorBoard what is written is told t
 import json
 import logging
 import time
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -117,6 +119,14 @@ class Ledger:
         """The commit that ends `epoch`, counted from 1, was evaluated."""
         self._record({"epoch": epoch, metric: value})
 
+    def judged_before(self, metric: str, history: Iterable[tuple[int, float]]) -> None:
+        """What a kill kept from being recorded of evaluations; before `draw_curves`."""
+        records = read_records(self.metrics) if self.metrics.exists() else []
+        known = {record["epoch"] for record in records if metric in record}
+        for epoch, value in history:
+            if epoch not in known:
+                self.judged(epoch, metric, value)
+
     def _record(self, record: dict[str, Any]) -> None:
         record["time"] = round(time.time(), 3)
         with self.metrics.open("a") as file:
@@ -142,11 +152,16 @@ def read_records(metrics: Path) -> list[dict[str, Any]]:
     read = [_record_of(line) for line in lines]
     bad = [number for number, record in enumerate(read, start=1) if record is None]
     if bad:
-        logger.warning(
-            "%s: %d of %d lines can't be read and are left out, the first is line %d",
-            *(metrics, len(bad), len(lines), bad[0]),
+        _warn_once(
+            f"{metrics}: {len(bad)} lines can't be read and are left out, "
+            f"the first is line {bad[0]}"
         )
     return [record for record in read if record is not None]
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning("%s", message)
 
 
 def _record_of(line: bytes) -> dict[str, Any] | None:

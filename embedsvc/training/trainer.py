@@ -190,6 +190,8 @@ class _Trainer:
             closing(self.buffer),
             Ledger(self.checkpoint.path / METRICS, self.config.epochs) as ledger,
         ):
+            if self.stopping is not None:
+                ledger.judged_before(self.stopping.metric, self.stopping.history)
             if self.config.tensorboard:
                 progress = self.schedule.progress
                 ledger.draw_curves(progress.epoch, len(progress.done))

@@ -13,9 +13,10 @@ from embedsvc.evaluation.links import rank_links, sample
 from embedsvc.graph.step import ExactStep
 from embedsvc.trained import Trained
 from embedsvc.training import trainer
+from embedsvc.training.ledger import read_records
 from embedsvc.training.plan import plan_memory
 from embedsvc.training.stopping import HISTORY
-from embedsvc.training.trainer import TrainReport, train
+from embedsvc.training.trainer import METRICS, TrainReport, train
 from partitions.checkpoint import BEST, MANIFEST
 from partitions.errors import ConfigError
 from partitions.graph import Graph
@@ -104,6 +105,11 @@ def test_a_break_around_an_evaluation_changes_no_decision(
                 train(graph, tmp_path / "broken", MODEL, config())
     train(graph, tmp_path / "broken", MODEL, config())
     assert history(tmp_path / "broken") == history(tmp_path / "whole")
+    judged = [
+        [(r["epoch"], r["mrr"]) for r in read_records(tmp_path / name / METRICS) if "mrr" in r]
+        for name in ("broken", "whole")
+    ]
+    assert judged[0] == judged[1] == history(tmp_path / "whole")
     for newest in (False, True):
         found = [Trained(graph, tmp_path / n, newest=newest) for n in ("broken", "whole")]
         assert found[0].manifest.progress.epoch == found[1].manifest.progress.epoch
