@@ -132,6 +132,24 @@ class _Utf8Lines(io.RawIOBase):
         return b"".join(good)
 
 
+class _Utf8Only(io.RawIOBase):
+    """A byte stream that raises UnicodeDecodeError where it is not UTF-8. The block parser would
+    say so too, but not of a malformed line, which it can't hand over then and prints a traceback.
+    """
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._decoder = stream, codecs.getincrementaldecoder("utf-8")()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        block = self._stream.read(len(buffer))
+        self._decoder.decode(block, not block)
+        buffer[: len(block)] = block
+        return len(block)
+
+
 class _OneDelimiter(io.RawIOBase):
     """A byte stream with a long delimiter replaced by a short one, for the block parser."""
 
@@ -192,6 +210,8 @@ def read(
     with sources.opened(file, source.member) as stream:
         if leave_out:
             stream = io.BufferedReader(_Utf8Lines(stream, header_lines, on_garbled))
+        elif _is_utf8(source):
+            stream = io.BufferedReader(_Utf8Only(stream), BLOCK_BYTES)
         if stand_in:
             stream = _with_one_delimiter(stream, delimiter, source)
         try:

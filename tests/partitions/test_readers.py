@@ -261,6 +261,18 @@ def test_bytes_of_another_encoding_are_named_by_line(tmp_path: Path, encoding: s
 
 
 @pytest.mark.parametrize("delimiter", ["\t", ",", "::"])
+def test_a_malformed_line_that_is_not_utf8_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delimiter: str
+) -> None:
+    ignored: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", ignored.append)
+    lines = [delimiter.join(cells).encode("latin-1") for cells in [("a", "r", "b"), ("a", "é")]]
+    path = written(tmp_path / "e.tsv", b"\n".join(lines))
+    assert "e.tsv:2: the bytes are not utf-8" in error_of(path, delimiter=delimiter)
+    assert not ignored
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ",", "::"])
 def test_lines_that_are_not_utf8_are_left_out_where_bad_rows_may_be(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, delimiter: str
 ) -> None:
