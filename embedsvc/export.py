@@ -22,18 +22,37 @@ def export(
     """Write the vectors of one entity type, or of each; returns the files.
 
     to: a file for one type, or a folder that gets TYPE.parquet and the like. format: one of
-    partitions.embeddings.SUFFIXES; unset: what the file's name ends in, else parquet. Rows are in
-    the order of ids. Raises ConfigError for a target that doesn't suit, DataError for a key that
-    the format can't hold; files that were there then stay as they were.
+    partitions.embeddings.SUFFIXES; unset: what the file's name ends in, parquet where it has no
+    ending. Rows are in the order of ids. Raises ConfigError for a target that doesn't suit,
+    DataError for a key that the format can't hold; files that were there then stay as they were.
     """
-    format = format or _format_named_by(to) or "parquet"
-    if format not in SUFFIXES:
+    if format is not None and format not in SUFFIXES:
         hint = did_you_mean(format, list(SUFFIXES))
         raise ConfigError(f"There is no embedding format named {format}. {hint}")
+    format = _format_of(to, format)
     files = _targets(trained, to, format, entity_type)
     for name, path in files.items():
         _write(trained, name, path, format, progress)
     return list(files.values())
+
+
+def _format_of(to: Path, asked: str | None) -> str:
+    """The format asked for, or the one that the file's name ends in, which must not differ."""
+    named = _format_named_by(to)
+    if to.is_dir() or to.suffix == "":
+        return asked or "parquet"
+    endings = ", ".join(f"{suffix} ({name})" for name, suffix in SUFFIXES.items())
+    if named is None and asked is None:
+        raise ConfigError(
+            f"{to}: the ending {to.suffix} names no embedding format. End the name in one of "
+            f"{endings}, or choose with --format."
+        )
+    if named is not None and asked not in (None, named):
+        raise ConfigError(
+            f"{to}: the ending {to.suffix} is of {named} and --format is {asked}. Choose one of "
+            f"{endings}."
+        )
+    return asked or named or "parquet"
 
 
 def _format_named_by(path: Path) -> str | None:

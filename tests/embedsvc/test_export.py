@@ -80,6 +80,15 @@ def test_what_does_not_suit_is_refused(trained: Trained, tmp_path: Path) -> None
         export(trained, tmp_path / "out", entity_type="usr")
     with pytest.raises(ConfigError, match=r"no embedding format named npz\. Did you mean npy\?"):
         export(trained, tmp_path / "out", "npz")
+    endings = r"\.parquet \(parquet\), \.arrow \(arrow\), \.npy \(npy\), \.txt \(word2vec\)"
+    with pytest.raises(
+        ConfigError, match=rf"ending \.csv names no .* one of {endings}, or .*--for"
+    ):
+        export(trained, tmp_path / "out.csv", entity_type="user")
+    with pytest.raises(
+        ConfigError, match=rf"\.parquet is of parquet and --format is npy.*{endings}"
+    ):
+        export(trained, tmp_path / "out.parquet", "npy", "user")
     assert not list(tmp_path.glob("out*"))
 
 
