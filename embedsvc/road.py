@@ -19,7 +19,7 @@ from partitions import durable, import_plan, importer, notes, provenance, publis
 from partitions.checkpoint import Checkpoint
 from partitions.commands import print_report
 from partitions.config import GraphConfig, RunConfig, Settings
-from partitions.errors import ConfigError, DataError
+from partitions.errors import ConfigError, DataError, did_you_mean
 from partitions.gate.anomalies import Refused
 from partitions.graph import Graph
 from partitions.graph_writer import WRITING
@@ -61,6 +61,8 @@ class Road:
         """None where `if_needed` and nothing was."""
         config = self.settings.table("graph", GraphConfig)
         path = self.folders.graph
+        if "*" not in config.relations:
+            self._check_relations(list(config.relations))
         durable.recover_folder(path)
         notes.settle(path)
         if replace and append:
@@ -165,6 +167,7 @@ class Road:
 
         graph, model = self._graph(), self.settings.table("model", ModelConfig)
         config = self.settings.table("train", TrainConfig)
+        self._check_relations([relation.name for relation in graph.relations])
         forget_peak()  # of an import before it, in embedsvc run
         report = train(graph, self.folders.checkpoint, model, config)
         if report.best_epoch is not None:
@@ -227,6 +230,7 @@ class Road:
             "split": config.split,
         }
         names = [relation.name for relation in trained.graph.relations]
+        self._check_relations(names)
         edges = trained.edges(config.split)
         if config.relations is not None:
             chosen = [trained.graph.relation_id(name) for name in config.relations]
@@ -316,6 +320,23 @@ class Road:
         path = self.folders.checkpoint / name
         found = durable.read_json(path, "Run embedsvc eval again.") if path.exists() else {}
         return found if found.get("checkpoint") == checkpoint else {}
+
+    def _check_relations(self, known: list[str]) -> None:
+        """ConfigError where a later step would be told of a relation that there is not."""
+        evaluation = self.settings.table("eval", EvalConfig)
+        publishing = self.settings.table("publish", PublishConfig)
+        named = {
+            "[eval] relations": evaluation.relations,
+            "[eval] recommend": evaluation.recommend,
+            "[publish] recommend": publishing.recommend,
+        }
+        for where, names in named.items():
+            for name in names or []:
+                if name not in known:
+                    raise ConfigError(
+                        f"{self.settings.name}: {where} names the relation {name}, which the graph "
+                        f"does not have. {did_you_mean(name, known)}"
+                    )
 
     def _graph(self) -> Graph:
         return Graph(self.folders.graph)

@@ -148,6 +148,26 @@ def test_an_evaluation_of_some_edges_leaves_that_of_all(tmp_path: Path) -> None:
     assert found["settings"]["relations"] == ["buys"] and found["settings"]["max_edges"] is None
 
 
+@pytest.mark.parametrize("where", ["eval.recommend", "eval.relations", "publish.recommend"])
+def test_a_misspelt_relation_is_said_before_any_work(tmp_path: Path, where: str) -> None:
+    table, key = where.split(".")
+    said = rf"\[{table}\] {key} names the relation buy, .*Did you mean buys\?"
+    settings, typo = settings_of(tmp_path), f'{where}=["buy"]'
+    road = embedsvc._road(settings, [typo])
+    with pytest.raises(ConfigError, match=said):
+        road.import_graph()
+    assert not (tmp_path / "run").exists()
+    found = ['graph.inputs=[{path="found.tsv"}]', 'graph.relations.*={lhs="user", rhs="item"}']
+    (tmp_path / "found.tsv").write_text("u\tbuys\ti\n")
+    embedsvc._road(settings, [*found, typo]).import_graph()
+    for work in (road.train, road.evaluate):
+        with pytest.raises(ConfigError, match=said):
+            if work == road.evaluate:
+                embedsvc._road(settings, []).train()
+            work()
+        assert work == road.evaluate or not (tmp_path / "run/checkpoint/tables").exists()
+
+
 def test_importing_the_package_loads_no_library() -> None:
     code = "import embedsvc, sys; print(*{'torch', 'numpy', 'pyarrow', 'rich'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
