@@ -30,7 +30,7 @@ _KEYS = ("lhs", "rel", "rhs", "weight", "timestamp", "key")  # columns that hold
 _WIDEST = 10_000  # columns, where the first row has fewer: each costs memory
 _PROSE_LINES = 10  # lines of text that all have as many commas as rows are rather rows
 _COLUMN_SEPARATOR = "\x1f"  # stands in for a delimiter of several characters
-_HEADERS = {  # what the first line names lhs and rhs, letters only, where it is no edge
+_HEADERS = {  # names of lhs and rhs, without what parts their words; user0, item0 are keys
     ("lhs", "rhs"),
     ("source", "target"),
     ("sourceid", "targetid"),
@@ -447,7 +447,7 @@ def _check_no_header(
 ) -> None:
     """A first line that names its columns is no edge, unless somebody said that it is."""
     found = [first.cells[at] for at in map(positions.get, ("lhs", "rhs")) if at is not None]
-    if tuple(re.sub("[^a-z]", "", cell.lower()) for cell in found) in _HEADERS:
+    if tuple(re.sub(r"[\s_#-]", "", cell.lower()) for cell in found) in _HEADERS:
         raise DataError(
             f"{line_of(file, source, first.first_line)}: the line reads like names of columns "
             f"({', '.join(found)}). Set header = true beside the file's path to pass it over, or "

@@ -659,6 +659,12 @@ def test_a_header_that_nobody_named_is_not_an_edge(tmp_path: Path, name: str, he
     assert rows_of(path, header=False) == [(lhs, rel, rhs), ("a", "r", "b")]
 
 
+@pytest.mark.parametrize("first", ["user0\tbuys\titem0", "u:user\tbuys\ti:item", "from\tto\tuser"])
+def test_keys_that_remind_of_a_header_are_an_edge(tmp_path: Path, first: str) -> None:
+    path = written(tmp_path / "e.tsv", f"{first}\na\tr\tb\n")
+    assert rows_of(path) == [tuple(first.split("\t")), ("a", "r", "b")]
+
+
 # --- Parquet and Arrow ----------------------------------------------------------------------------
 
 BINARY = ["e.parquet", "e.arrow", "e.feather", "stream.arrow"]
