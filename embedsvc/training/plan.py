@@ -217,11 +217,10 @@ def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:
     lines.append(f"{edges:,} edges, {graph.num_edges('train'):,} of them for training")
     lines.append(str(plan))
     room = available - plan.batch - plan.edges - plan.process
-    if sum(tables.values()) <= room:
+    why, fits = refusal(plan, graph, model, train), sum(tables.values()) <= room
+    if fits and why is None:
         lines.append(f"{available / 1e6:,.0f} MB are free: no partitioning needed")
-    elif room <= 0:
-        lines.append(f"{available / 1e6:,.0f} MB are free: too little for any number of partitions")
-    else:
+    elif not fits and room > 0:
         # Each partition of a type is one table of the buffer; the largest type decides.
         parts = 2
         in_memory = train.buffer + train.prefetch
@@ -231,6 +230,8 @@ def advise(graph: Graph, model: ModelConfig, train: TrainConfig) -> list[str]:
             f"{available / 1e6:,.0f} MB are free: {parts} partitions of the largest type fit "
             f"with train.buffer = {train.buffer}"
         )
+    if why is not None:
+        lines.append(why)
     return lines
 
 
@@ -239,10 +240,16 @@ def _partitions(count: int) -> str:
 
 
 def check_memory(plan: MemoryPlan, graph: Graph, model: ModelConfig, train: TrainConfig) -> None:
-    """ConfigError where the plan can't fit, saying what most of it is for and what would help."""
+    """ConfigError where the plan can't fit."""
+    if (why := refusal(plan, graph, model, train)) is not None:
+        raise ConfigError(why)
+
+
+def refusal(plan: MemoryPlan, graph: Graph, model: ModelConfig, train: TrainConfig) -> str | None:
+    """What most of a plan that can't fit is for and what would help; None where it fits."""
     available = available_bytes(train.memory_mb)
     if plan.total <= available:
-        return
+        return None
     parts = max(t.num_partitions for t in graph.entity_types.values())
     partitions = f"more partitions (now {parts})"
     drawn = "" if train.negatives.all else ", train.negatives.uniform"
@@ -260,7 +267,7 @@ def check_memory(plan: MemoryPlan, graph: Graph, model: ModelConfig, train: Trai
     }
     largest = max(remedies, key=lambda part: int(getattr(plan, part)))
     what, remedy = remedies[largest]
-    raise ConfigError(
+    return (
         f"Training plans for {plan.total / 1e6:,.0f} MB and {available / 1e6:,.0f} MB are free. "
         f"Beside the program itself, {plan.process / 1e6:,.0f} MB, most of it is for {what}, "
         f"{getattr(plan, largest) / 1e6:,.0f} MB: use {remedy}, or raise train.memory_mb."

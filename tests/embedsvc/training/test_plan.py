@@ -19,6 +19,7 @@ from embedsvc.graph.negatives import Sampling
 from embedsvc.graph.products import fast_bfloat16
 from embedsvc.training.plan import (
     MemoryPlan,
+    advise,
     batching_bytes,
     check_device,
     check_memory,
@@ -239,6 +240,9 @@ def test_a_plan_that_does_not_fit_is_refused_before_anything_is_written(
         "itself, 440 MB, most of it is for "
     )
     assert not (tmp_path / "checkpoint").exists()
+    advice = advise(graph, ModelConfig(), TrainConfig(memory_mb=100))
+    assert advice[-1] == str(refused.value) and "are free: " not in "".join(advice)
+    assert "no partitioning needed" in advise(graph, ModelConfig(), TrainConfig(memory_mb=9000))[-1]
 
 
 def test_memory_mb_is_the_limit_to_the_byte(make_graph: MakeGraph) -> None:
