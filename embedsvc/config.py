@@ -226,7 +226,7 @@ class TrainConfig(Table):
 class EvalConfig(Table):
     """`[eval]`: what is measured."""
 
-    split: Annotated[str, Field(pattern="^(train|valid|test)$")] = "test"
+    split: Literal["train", "valid", "test"] = "test"
     links: bool = True
     """Filtered rank of each edge's lhs and rhs among all entities of their type."""
     relations: list[str] | None = None

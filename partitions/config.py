@@ -30,6 +30,14 @@ from pydantic import (
 from partitions.errors import ConfigError, did_you_mean
 
 M = TypeVar("M", bound=BaseModel)
+_EXPECTED = {  # by the kind of pydantic's error
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "string": "text",
+    "list": "a list, in square brackets",
+    "dict": "a table",
+}
 
 
 class Table(BaseModel):
@@ -479,12 +487,26 @@ def _sentence(name: str, table: str, model: type[BaseModel], error: ValidationEr
         return f"{name}: [{where}] {steps[-1]} is not a setting. {did_you_mean(steps[-1], known)}"
     if first["type"] == "missing":
         return f"{name}: [{where}] {steps[-1]} is missing."
+    if first["type"] in ("model_type", "model_attributes_type"):
+        at = ".".join([table, *steps])
+        known = [f"{at}.{key}" for key in _known_keys(model, steps)]
+        return (
+            f"{name}: [{where}] {steps[-1]} = {first['input']!r}: it is a table of settings. Set "
+            f"one of them: {', '.join(known)}."
+        )
+    if (kind := _EXPECTED.get(first["type"].partition("_")[0])) and _is_of_type(first["type"]):
+        return f"{name}: [{where}] {steps[-1]} = {first['input']!r}: expected {kind}."
     message = first["msg"].removeprefix("Value error, ").rstrip(".?")
     message = message[0].lower() + message[1:] if first["type"] != "value_error" else message
     end = "?" if first["msg"].endswith("?") else "."
     if first["type"] == "value_error":
         return f"{name}: [{'.'.join([table, *steps])}] {message}{end}"
     return f"{name}: [{where}] {steps[-1]} = {first['input']!r}: {message}{end}"
+
+
+def _is_of_type(kind: str) -> bool:
+    """Whether pydantic's kind of error is that a value is of another type, not out of bounds."""
+    return kind.partition("_")[2] in ("type", "parsing", "from_float")
 
 
 def _known_keys(model: type[BaseModel], steps: Sequence[str]) -> list[str]:

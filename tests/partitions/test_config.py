@@ -159,24 +159,25 @@ def test_an_unknown_key_names_its_table_and_the_nearest_key(
         ),
         (
             "graph.entities.user.partitions=many",
-            ": [graph.entities.user] partitions = 'many': input should be a valid integer",
+            ": [graph.entities.user] partitions = 'many': expected a whole number.",
         ),
         (
             "graph.entities.user.partitions=1.5",
-            ": [graph.entities.user] partitions = 1.5: input should be a valid integer",
+            ": [graph.entities.user] partitions = 1.5: expected a whole number.",
         ),
         (
             "graph.entities.user=3",
-            ": [graph.entities] user = 3: input should be a valid dictionary",
+            ": [graph.entities] user = 3: it is a table of settings. Set one of them: "
+            "graph.entities.user.partitions, graph.entities.user.expected, ",
         ),
-        ("graph.skip_bad=maybe", ": [graph] skip_bad = 'maybe': input should be a valid boolean"),
+        ("graph.skip_bad=maybe", ": [graph] skip_bad = 'maybe': expected true or false."),
         ("graph.holdout.valid=1.5", ": [graph.holdout] valid = 1.5: input should be less than 1."),
         (
             "graph.holdout.seed=-1",
             ": [graph.holdout] seed = -1: input should be greater than or equal to 0.",
         ),
         ("graph.inputs=[]", ": [graph] inputs is missing: name at least one, or set own_buckets."),
-        ("graph.inputs=e.tsv", ": [graph] inputs = 'e.tsv': input should be a valid list."),
+        ("graph.inputs=e.tsv", ": [graph] inputs = 'e.tsv': expected a list, in square brackets."),
         ('graph.inputs=[{relation="likes"}]', ": [graph.inputs.0] path is missing."),
         (
             'graph.inputs=[{path="x", format="xml"}]',
@@ -281,6 +282,13 @@ def test_any_relation_may_be_named_where_a_star_takes_all(tmp_path: Path) -> Non
         'graph.holdout.relations=["other"]',
     )
     assert graph.inputs[0].relation == "whatever"
+
+
+def test_a_wrong_value_says_what_to_write(tmp_path: Path) -> None:
+    """In the words of a config file, not of the library that checks it."""
+    for override in ("user=3", "user.partitions=ten", "user.features=true", "user.partitions=[]"):
+        found = mistake(tmp_path, GOOD, f"graph.entities.{override}")
+        assert "input should" not in found and "instance of" not in found, found
 
 
 def test_a_missing_table_is_named_by_its_first_missing_key(tmp_path: Path) -> None:
