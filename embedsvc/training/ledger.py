@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from embedsvc.training.tensorboard import Curves
+from partitions import durable
 from partitions.schedule import Lease
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,15 @@ class Ledger:
         self._task: TaskID | None = None
         self._curves: Curves | None = None
         _drop_torn_line(metrics)
+
+    def go_on_from(self, epoch: int, num_done: int) -> None:
+        """Forget what was trained and not committed, which will come again; what is committed is
+        whole epochs, and buckets of the next. Lines that can't be read stay as they are."""
+        lines = self.metrics.read_bytes().splitlines(True) if self.metrics.exists() else []
+        kept = [line for line in lines if _counts(_record_of(line), epoch, num_done)]
+        if len(kept) < len(lines):
+            with durable.replacing(self.metrics) as file:
+                file.writelines(kept)
 
     def draw_curves(self, epoch: int, num_done: int) -> None:
         """For TensorBoard, from what is committed on: whole epochs, and buckets of the next."""
@@ -177,6 +187,13 @@ def _record_of(line: bytes) -> dict[str, Any] | None:
     numbers = [record.get(key) for key in wanted | (record.keys() - {"bucket"})]
     whole &= all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers)
     return record if whole and type(record["epoch"]) is int else None
+
+
+def _counts(record: dict[str, Any] | None, epoch: int, num_done: int) -> bool:
+    """Whether a line is of no bucket, or of one that is committed."""
+    if record is None or "bucket" not in record:
+        return True
+    return bool((record["epoch"] - 1, record["done"]) <= (epoch, num_done))
 
 
 def _drop_torn_line(metrics: Path) -> None:

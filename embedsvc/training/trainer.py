@@ -190,10 +190,11 @@ class _Trainer:
             closing(self.buffer),
             Ledger(self.checkpoint.path / METRICS, self.config.epochs) as ledger,
         ):
+            progress = self.schedule.progress
+            ledger.go_on_from(progress.epoch, len(progress.done))
             if self.stopping is not None:
                 ledger.judged_before(self.stopping.metric, self.stopping.history)
             if self.config.tensorboard:
-                progress = self.schedule.progress
                 ledger.draw_curves(progress.epoch, len(progress.done))
             while not self._stops(uncommitted, ledger) and not self.schedule.finished:
                 lease = self.schedule.acquire(_WORKER)
