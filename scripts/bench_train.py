@@ -196,6 +196,7 @@ def measure_device(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def surroundings(a: argparse.Namespace) -> dict[str, Any]:
     return {
+        "products": a.products,
         "cores": a.threads,
         "load": round(os.getloadavg()[0], 1),
         "seed": a.seed,
