@@ -386,6 +386,10 @@ def _choose_step(
         )
     if not_fast:
         logger.info("training by the exact step: the fast one does not cover %s", not_fast)
+    if config.products != "float32":
+        logger.info(
+            "train.products = %s is of the fast step: this one uses float32", config.products
+        )
     return ExactBatches(
         model, *lrs, config.batch_size, config.chunk_size, negatives, optimizer, bags
     )

@@ -442,6 +442,18 @@ def test_steps_learn_alike_chunk_by_chunk(graph: Graph, tmp_path: Path) -> None:
     assert losses["fast"] == pytest.approx(losses["exact"], rel=0.1)
 
 
+def test_products_that_the_exact_step_ignores_are_said(
+    graph: Graph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        train(graph, tmp_path / "a", MODEL, but(CONFIG, epochs=1, step="exact"))
+        assert "train.products" not in caplog.text
+        train(
+            graph, tmp_path / "b", MODEL, but(CONFIG, epochs=1, step="exact", products="bfloat16")
+        )
+    assert caplog.text.count("train.products = bfloat16 is of the fast step") == 1
+
+
 def test_what_the_fast_step_does_not_cover_trains_by_the_exact_one_which_is_said(
     graph: Graph, tmp_path: Path, caplog: pytest.LogCaptureFixture, content_of: Content
 ) -> None:
