@@ -131,6 +131,7 @@ def run_child(
             "chunk_size": a.chunk,
             "negatives": {"uniform": a.uniform},
             "threads": a.threads,
+            "products": a.products,
             "buffer": buffer,
             "page_cache": False,
             "seed": a.seed,
