@@ -15,6 +15,13 @@ from typing import Any
 
 import numba
 
+# Sums may be reordered and multiplications fused; NaN and infinity keep their meaning, since they
+# are how divergence shows.
+LOOSE_SUMS: Any = {
+    "fastmath": {"contract", "reassoc", "nsz", "arcp"},
+    "error_model": "numpy",
+}
+
 _COMPILES = re.compile(r"\b(?:numba|embedsvc\.compiled)\b")
 _IMPORT = re.compile(r"^from ((?:embedsvc|partitions)[\w.]*) import (\([^)]*\)|.*)", re.MULTILINE)
 

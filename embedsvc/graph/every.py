@@ -21,10 +21,10 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
+from embedsvc.compiled import LOOSE_SUMS
 from embedsvc.graph.kernels import (
     _EPSILON,
     _MASKED,
-    _OPTIONS,
     _add,
     _add_pairs,
     _block,
@@ -358,7 +358,7 @@ def _new_ready(kept: Any, size: Any, dim: Any) -> Any:
     """Memory for what _make_ready makes."""
 
 
-@overload(_new_ready, jit_options=_OPTIONS)
+@overload(_new_ready, jit_options=LOOSE_SUMS)
 def _choose_new_ready(kept, size, dim):  # type: ignore[no-untyped-def]
     def floats(kept, size, dim):  # type: ignore[no-untyped-def]
         return np.empty(size * dim, np.float32)
@@ -373,7 +373,7 @@ def _new_room(kept: Any, size: Any, dim: Any) -> Any:
     """products.Room."""
 
 
-@overload(_new_room, jit_options=_OPTIONS)
+@overload(_new_room, jit_options=LOOSE_SUMS)
 def _choose_new_room(kept, size, dim):  # type: ignore[no-untyped-def]
     sizes = 0 if kept.dtype == types.float32 else 1
     return lambda kept, size, dim: new_room(sizes * TILE_ROWS, sizes * size, sizes * dim)
@@ -383,7 +383,7 @@ def _kept_block(kept: Any, num_rows: Any, size: Any) -> Any:
     """As _Side has it: of tiles, whole rows of them can be cut out by rows of the table."""
 
 
-@overload(_kept_block, jit_options=_OPTIONS)
+@overload(_kept_block, jit_options=LOOSE_SUMS)
 def _choose_kept_block(kept, num_rows, size):  # type: ignore[no-untyped-def]
     def floats(kept, num_rows, size):  # type: ignore[no-untyped-def]
         return _block(kept, num_rows, size)
@@ -398,7 +398,7 @@ def _make_ready(query: Any, ready: Any) -> Any:
     """Queries as _score wants them."""
 
 
-@overload(_make_ready, jit_options=_OPTIONS)
+@overload(_make_ready, jit_options=LOOSE_SUMS)
 def _choose_make_ready(query, ready):  # type: ignore[no-untyped-def]
     def floats(query, ready):  # type: ignore[no-untyped-def]
         turned = ready.reshape(query.shape[1], query.shape[0])
@@ -416,7 +416,7 @@ def _score(vectors: Any, ready: Any, room: Any, scores: Any) -> Any:
     """scores [T, C]."""
 
 
-@overload(_score, jit_options=_OPTIONS)
+@overload(_score, jit_options=LOOSE_SUMS)
 def _choose_score(vectors, ready, room, scores):  # type: ignore[no-untyped-def]
     def floats(vectors, ready, room, scores):  # type: ignore[no-untyped-def]
         np.dot(vectors, ready.reshape(vectors.shape[1], scores.shape[1]), scores)
@@ -434,7 +434,7 @@ def _keep(scores: Any, kept: Any) -> Any:
     """Copies; to tiles where they are kept."""
 
 
-@overload(_keep, jit_options=_OPTIONS)
+@overload(_keep, jit_options=LOOSE_SUMS)
 def _choose_keep(scores, kept):  # type: ignore[no-untyped-def]
     def floats(scores, kept):  # type: ignore[no-untyped-def]
         kept[:] = scores
@@ -450,7 +450,7 @@ def _to_queries(kept: Any, scores: Any, vectors: Any, room: Any, out: Any) -> An
     """out [C, D] = scores transposed times vectors."""
 
 
-@overload(_to_queries, jit_options=_OPTIONS)
+@overload(_to_queries, jit_options=LOOSE_SUMS)
 def _choose_to_queries(kept, scores, vectors, room, out):  # type: ignore[no-untyped-def]
     def floats(kept, scores, vectors, room, out):  # type: ignore[no-untyped-def]
         np.dot(scores.T, vectors, out)
@@ -465,7 +465,7 @@ def _times_queries(kept: Any, scaled: Any, room: Any, out: Any) -> Any:
     """out [T, D] = what is kept of a tile, times scaled queries."""
 
 
-@overload(_times_queries, jit_options=_OPTIONS)
+@overload(_times_queries, jit_options=LOOSE_SUMS)
 def _choose_times_queries(kept, scaled, room, out):  # type: ignore[no-untyped-def]
     def floats(kept, scaled, room, out):  # type: ignore[no-untyped-def]
         np.dot(kept, scaled, out)

@@ -26,7 +26,7 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from embedsvc.compiled import jit
+from embedsvc.compiled import LOOSE_SUMS, jit
 from embedsvc.graph.products import multiply, new_room
 from embedsvc.graph.rounding import key_of
 from embedsvc.prefetch import fetch_line as _fetch_line
@@ -71,16 +71,7 @@ _MASKED = np.float32(-1e30)
 _EPSILON = np.float32(1e-10)
 _GOLDEN = np.uint64(GOLDEN)
 
-# Sums may be reordered and multiplications fused; NaN and infinity keep their meaning, since they
-# are how divergence shows.
-_FAST = {"contract", "reassoc", "nsz", "arcp"}
-
-
-_OPTIONS: Any = {"fastmath": _FAST, "error_model": "numpy"}
-
-
-def _jit(function):  # type: ignore[no-untyped-def]
-    return jit(function, **_OPTIONS)
+_jit = jit(**LOOSE_SUMS)
 
 
 @_jit
@@ -360,7 +351,7 @@ def _train_chunk(  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _find(ids, wanted, slots):  # type: ignore[no-untyped-def]
+def find(ids, wanted, slots):  # type: ignore[no-untyped-def]
     """The slot that holds the number of an id equal to `wanted`, or the free one (-1) for it."""
     last = slots.size - 1
     at = np.int64((np.uint64(wanted) * _GOLDEN) >> np.uint64(40)) & last
@@ -374,7 +365,7 @@ def _find_owners(ids, slots, owner):  # type: ignore[no-untyped-def]
     """owner[i]: the first j with ids[j] == ids[i]. slots is left holding the owners."""
     slots[:] = -1
     for i in range(ids.size):
-        at = _find(ids, ids[i], slots)
+        at = find(ids, ids[i], slots)
         if slots[at] < 0:
             slots[at] = i
         owner[i] = slots[at]
@@ -439,7 +430,7 @@ def _merge_tables(lhs_ids, rhs_ids, lhs_slots, rhs_owner, grad_lhs, grad_rhs):  
     """Rows of a table that serves both sides: what both hold is updated as the lhs's."""
     for i in range(rhs_ids.size):
         if rhs_owner[i] == i:
-            found = lhs_slots[_find(lhs_ids, rhs_ids[i], lhs_slots)]
+            found = lhs_slots[find(lhs_ids, rhs_ids[i], lhs_slots)]
             if found >= 0:
                 _add(grad_lhs[found : found + 1], grad_rhs[i : i + 1])
                 rhs_owner[i] = -1
@@ -452,7 +443,7 @@ def _gather(table: Any, ids: Any, out: Any) -> Any:
     """Rows as float32."""
 
 
-@overload(_gather, jit_options=_OPTIONS)
+@overload(_gather, jit_options=LOOSE_SUMS)
 def _choose_gather(table, ids, out):  # type: ignore[no-untyped-def]
     def floats(table, ids, out):  # type: ignore[no-untyped-def]
         for i in range(ids.size):
@@ -478,7 +469,7 @@ def _per_line(values: Any) -> Any:
     """Numbers in a cache line of 64 bytes; known when the kernel is compiled."""
 
 
-@overload(_per_line, jit_options=_OPTIONS)
+@overload(_per_line, jit_options=LOOSE_SUMS)
 def _choose_per_line(values):  # type: ignore[no-untyped-def]
     count = 64 // (values.dtype.bitwidth // 8)
     return lambda values: count
@@ -515,7 +506,7 @@ def _subtract(row: Any, step: Any, grad: Any, key: Any, row_id: Any, wide: Any) 
     """row -= step * grad; rounded as rounding.py does. wide: float32 [D], to work in."""
 
 
-@overload(_subtract, jit_options=_OPTIONS)
+@overload(_subtract, jit_options=LOOSE_SUMS)
 def _choose_subtract(row, step, grad, key, row_id, wide):  # type: ignore[no-untyped-def]
     def floats(row, step, grad, key, row_id, wide):  # type: ignore[no-untyped-def]
         for d in range(grad.size):

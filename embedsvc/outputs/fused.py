@@ -18,7 +18,15 @@ from torch.autograd.function import once_differentiable
 
 from embedsvc.outputs import kernels
 from embedsvc.outputs.kernels import TILE, Table, Update
-from embedsvc.outputs.sparse import Floats, Workspace, in_threads, join_totals, of_labels, slices
+from embedsvc.outputs.sparse import (
+    Floats,
+    Workspace,
+    in_threads,
+    join_totals,
+    of_labels,
+    slices,
+    slopes,
+)
 from partitions.errors import DataError
 
 if TYPE_CHECKING:
@@ -93,8 +101,7 @@ class FullStep:
 
     def finish(self, weight: Floats, wanted: bool) -> Floats | None:
         num, dim = self.hidden.shape
-        weight = np.where(self.num_labels > 0, weight, 0).astype(np.float32)
-        share = (weight / np.maximum(self.num_labels, 1)).astype(np.float32)
+        weight, share = slopes(weight, self.num_labels)
         log_total = self.log_total.astype(np.float32)
         block = self.space.floats("block", len(self.bounds), TILE, num)
         work = self.space.floats("work", len(self.bounds), TILE, dim)

@@ -14,24 +14,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from embedsvc.compiled import jit
-from embedsvc.graph.kernels import exp
+from embedsvc.compiled import LOOSE_SUMS, jit
+from embedsvc.graph.kernels import exp, find
 from embedsvc.prefetch import fetch_line
-from partitions.hashing import GOLDEN
 
 SGD, ROWWISE_ADAGRAD, ADAM_LITE = range(3)
 
 TILE = 512  # classes: with B = D = 128, rows, scores and gradients take 3 * 256 KiB
 _AHEAD = 8  # rows to fetch before their turn
-_GOLDEN = np.uint64(GOLDEN)
 _GONE = np.float32(1e30)  # taken from the scores of removed classes: their exponential is 0
 
-# Sums may be reordered and multiplications fused; NaN and infinity keep their meaning.
-_OPTIONS: Any = {"fastmath": {"contract", "reassoc", "nsz", "arcp"}, "error_model": "numpy"}
-
-
-def _jit(function):  # type: ignore[no-untyped-def]
-    return jit(function, **_OPTIONS)
+_jit = jit(**LOOSE_SUMS)
 
 
 class Table(NamedTuple):
@@ -74,14 +67,14 @@ def collect(  # type: ignore[no-untyped-def]
         for t in range(targets.shape[1]):
             at[b, t] = -1
             if targets[b, t] >= 0:
-                slot = _find(active, targets[b, t], slots)
+                slot = find(active, targets[b, t], slots)
                 if slots[slot] < 0:
                     active[count] = targets[b, t]
                     slots[slot] = count
                     count += 1
                 at[b, t] = slots[slot]
     for wanted in retrieved:
-        slot = _find(active, wanted, slots)
+        slot = find(active, wanted, slots)
         if slots[slot] < 0:
             active[count] = wanted
             slots[slot] = count
@@ -91,7 +84,7 @@ def collect(  # type: ignore[no-untyped-def]
     for i in range(sampled.size):
         if removed.size and removed[sampled[i]]:
             continue
-        slot = _find(active, sampled[i], slots)
+        slot = find(active, sampled[i], slots)
         if slots[slot] < 0:
             active[count] = sampled[i]
             slots[slot] = count
@@ -105,17 +98,7 @@ def fill_slots(ids, slots):  # type: ignore[no-untyped-def]
     """slots: int32, written: a hash table of the ids' numbers."""
     slots[:] = -1
     for i in range(ids.size):
-        slots[_find(ids, ids[i], slots)] = i
-
-
-@_jit
-def _find(ids, wanted, slots):  # type: ignore[no-untyped-def]
-    """The slot that holds the number of an id equal to `wanted`, or the free one (-1) for it."""
-    last = slots.size - 1
-    place = np.int64((np.uint64(wanted) * _GOLDEN) >> np.uint64(40)) & last
-    while slots[place] >= 0 and ids[slots[place]] != wanted:
-        place = (place + 1) & last
-    return place
+        slots[find(ids, ids[i], slots)] = i
 
 
 # --- some classes ---------------------------------------------------------------------------------

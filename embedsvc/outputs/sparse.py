@@ -193,8 +193,7 @@ class SparseStep:
 
     def finish(self, weight: Floats, wanted: bool) -> Floats | None:
         num, dim = self.hidden.shape
-        weight = np.where(self.num_labels > 0, weight, 0).astype(np.float32)
-        share = (weight / np.maximum(self.num_labels, 1)).astype(np.float32)
+        weight, share = slopes(weight, self.num_labels)
         scale = (np.exp(self.top - self.log_total) * weight).astype(np.float32)
         work = self.space.floats("work", len(self.bounds), TILE + num, dim)
         grad = self.space.floats("grad", len(self.bounds), num if wanted else 0, dim)
@@ -243,6 +242,13 @@ def of_labels(
     with np.errstate(invalid="ignore"):
         found = np.where(there, label - log_total[:, None], 0).sum(1)
     return found / np.maximum(num_labels, 1), num_labels
+
+
+def slopes(weight: Floats, num_labels: NDArray[np.int64]) -> tuple[Floats, Floats]:
+    """What minimising changes by with each row's log Z, and with the score of each of its targets,
+    negated; [B], 0 where a row has no target."""
+    weight = np.where(num_labels > 0, weight, 0).astype(np.float32)
+    return weight, (weight / np.maximum(num_labels, 1)).astype(np.float32)
 
 
 def in_threads(task: Callable[[int, int, int], Any], bounds: list[tuple[int, int]]) -> None:

@@ -8,7 +8,6 @@ whose key changes moves in O(1).
 Letters: C classes, T tables, Q queries, n rows.
 """
 
-import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsvc.compiled import jit
+from embedsvc.graph.fast import num_cores
 from embedsvc.outputs.retrievers.lists import Lists
 from partitions.errors import ConfigError
 
@@ -105,8 +105,7 @@ def check_num_keys(retriever: str, keys: float) -> None:
 
 def in_parallel(count: int, work: Any) -> None:
     """work(slice) of range(count), a slice for each core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = min(cores or 1, count // _FEW)
+    threads = min(num_cores(), count // _FEW)
     if threads <= 1:
         work(slice(0, count))
         return
