@@ -1,0 +1,192 @@
+"""Towers: what somebody did, as one vector, to be multiplied with those of what they may do next.
+
+    tower = HistoryTower(num_items, 64, pooling="mean")
+    output, loss = softmax(tower(history_BL), next_item_B)
+
+Adding a pooling is one class here; a recurrent one would be `prepare`d with its parameters and read
+`table(history_BL)`. Contract tests parametrise over the registry.
+
+Letters: B batch, D dimension, L places of a history.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from embedsvc.ranking.row_embedding import RowEmbedding
+from partitions.errors import ConfigError, DataError
+from partitions.registry import Registry
+
+
+class Pooling(Protocol):
+    """Vectors of histories. The constructor's arguments are the config keys."""
+
+    def prepare(self, dim: int, max_history: int) -> nn.ParameterDict:
+        """What it learns besides the table; called once, and may be empty."""
+
+    def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
+        """[B, D]; 0 for a history of nothing but padding."""
+
+
+POOLINGS: Registry[Pooling] = Registry("pooling")
+
+
+def places_from_newest(history_BL: Tensor) -> Tensor:
+    """int64 [B, L]: how many items came after that of each place; padding is no item."""
+    there = (history_BL >= 0).long()
+    return there.flip(1).cumsum(1).flip(1) - there
+
+
+@POOLINGS.add("mean")
+@dataclass(frozen=True)
+class Mean:
+    """The mean of the rows: a bag of items, whatever their order."""
+
+    def prepare(self, dim: int, max_history: int) -> nn.ParameterDict:
+        return nn.ParameterDict()
+
+    def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
+        return table.pooled(history_BL)
+
+
+@POOLINGS.add("recency")
+@dataclass(frozen=True)
+class Recency:
+    """Weights fall geometrically: row i from the newest weighs decay^i / sum of all of them."""
+
+    decay: float = 0.8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay <= 1:
+            raise ConfigError(f"recency's decay is {self.decay}; it must be above 0, at most 1.")
+
+    def prepare(self, dim: int, max_history: int) -> nn.ParameterDict:
+        return nn.ParameterDict()
+
+    def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
+        weight_BL = self.decay ** places_from_newest(history_BL).double() * (history_BL >= 0)
+        # The newest weighs 1, so only where there is none the sum is less.
+        return table.pooled(history_BL, weight_BL / weight_BL.sum(1, keepdim=True).clamp(min=1))
+
+
+@POOLINGS.add("max")
+@dataclass(frozen=True)
+class Max:
+    """The largest of the rows, number by number; of equal ones torch's choice learns."""
+
+    def prepare(self, dim: int, max_history: int) -> nn.ParameterDict:
+        return nn.ParameterDict()
+
+    def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
+        return self.of(table(history_BL), history_BL)
+
+    def of(self, rows_BLD: Tensor, history_BL: Tensor) -> Tensor:
+        there = (history_BL >= 0)[:, :, None]
+        if not history_BL.shape[1]:
+            return rows_BLD.sum(1)
+        found = rows_BLD.masked_fill(~there, -torch.inf).amax(1)
+        return found.masked_fill(~there.any(1), 0)
+
+
+@POOLINGS.add("attention")
+@dataclass(frozen=True)
+class Attention:
+    """One learnt query, and a learnt number for each place from the newest on:
+
+    out = sum over l of a[l] row[l] ;  a = softmax over l of <query, row[l]> / sqrt(D) + place[l]
+
+    Both are 0 at first: it begins as the mean.
+    """
+
+    def prepare(self, dim: int, max_history: int) -> nn.ParameterDict:
+        return nn.ParameterDict(
+            {
+                "query": nn.Parameter(torch.zeros(dim)),
+                "place": nn.Parameter(torch.zeros(max_history)),
+            }
+        )
+
+    def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
+        return self.of(table(history_BL), history_BL, learnt["query"], learnt["place"])
+
+    def of(self, rows_BLD: Tensor, history_BL: Tensor, query_D: Tensor, place: Tensor) -> Tensor:
+        there = history_BL >= 0
+        score_BL = rows_BLD @ query_D * len(query_D) ** -0.5
+        score_BL = score_BL + place[places_from_newest(history_BL)]
+        # Finite, so that a history of nothing has no NaN; its weights are 0 after all.
+        share_BL = score_BL.masked_fill(~there, -1e30).softmax(1) * there
+        return (share_BL[:, :, None] * rows_BLD).sum(1)
+
+
+class HistoryTower(nn.Module):
+    """A vector of a history of items, from a table that learns in backward (RowEmbedding).
+
+    x = p + bias                                  hidden = 0
+    x = p + bias + W2 relu(W1 p + b1)             hidden > 0: that many units
+    p = pooling of the items' rows; 0 for an empty history, or one of nothing but padding
+
+    W2 and bias are 0 at first. They, W1, b1 and what a pooling learns are ordinary parameters, for
+    an optimizer of torch: torch.optim.Adagrad(tower.dense_parameters()).
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        dim: int,
+        *,
+        pooling: str | dict[str, Any] = "mean",
+        max_history: int = 50,
+        hidden: int = 0,
+        optimizer: str | dict[str, Any] = "rowwise_adagrad",
+        lr: float = 0.1,
+        init_scale: float | None = None,
+        threads: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if max_history < 1 or hidden < 0:
+            raise ConfigError(
+                f"max_history is {max_history} and hidden {hidden}; they must be at least 1 and 0."
+            )
+        self.table = RowEmbedding(
+            num_items,
+            dim,
+            optimizer=optimizer,
+            lr=lr,
+            init_scale=init_scale,
+            threads=threads,
+            seed=seed,
+        )
+        self.max_history = max_history
+        self.pooling = POOLINGS.build(pooling)
+        self.learnt = self.pooling.prepare(dim, max_history)
+        self.bias = nn.Parameter(torch.zeros(dim))
+        self.layers = _layers(dim, hidden, seed) if hidden else None
+
+    def dense_parameters(self) -> list[nn.Parameter]:
+        """All but the table: torch's Adagrad makes a state of every parameter that it is given."""
+        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+
+    def forward(self, history_BL: Tensor) -> Tensor:
+        """history_BL: int64 [B, L], L at most max_history: items, the newest last, and -1 for
+        padding, on either side: the order of what is left counts. Returns float32 [B, D]."""
+        if history_BL.dim() != 2 or history_BL.shape[1] > self.max_history:
+            raise DataError(
+                f"Histories must be [batch, at most {self.max_history} items], found "
+                f"{list(history_BL.shape)}."
+            )
+        pooled_BD = self.pooling(self.table, history_BL, self.learnt)
+        hidden_BD = pooled_BD + self.bias
+        return hidden_BD if self.layers is None else hidden_BD + self.layers(pooled_BD)
+
+
+def _layers(dim: int, hidden: int, seed: int) -> nn.Sequential:
+    first, second = nn.Linear(dim, hidden), nn.Linear(hidden, dim, bias=False)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        first.weight.uniform_(-(dim**-0.5), dim**-0.5, generator=generator)
+        first.bias.zero_()
+        second.weight.zero_()
+    return nn.Sequential(first, nn.ReLU(), second)
