@@ -139,7 +139,7 @@ def test_a_walk_of_a_chain_has_one_way_to_go(make_graph: MakeGraph) -> None:
 def test_each_neighbour_is_as_likely(make_graph: MakeGraph) -> None:
     """From a, by its one buyer: to a, b or c."""
     rows = [("u", "buys", item) for item in "abc"] + [("v", "buys", item) for item in "xy"]
-    graph = make_graph({"train": rows}, BUYS, {"item": 3, "user": 3})
+    graph = make_graph({"train": rows}, BUYS)
     keys = graph.all_keys("item").to_pylist()
     found = walks(graph, ["buys"], "item", 3, 3000, 1)
     for item, group in (("a", "abc"), ("y", "xy")):
