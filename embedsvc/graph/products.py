@@ -144,7 +144,7 @@ def _pack_rows(x, i, t, tile):  # type: ignore[no-untyped-def]
     rows, columns = x.shape
     at, num = 16 * i * columns + 32 * t, columns - 32 * t
     for r in range(min(16, rows - 16 * i)):
-        _pack(x, at, num, at + 16, num - 16, False, tile, 16 * r)
+        pack_line(x, at, num, at + 16, num - 16, False, tile, 16 * r)
         at += columns
 
 
@@ -154,11 +154,11 @@ def _pack_pairs(x, t, j, tile):  # type: ignore[no-untyped-def]
     at, num = 32 * t * columns + 16 * j, columns - 16 * j
     full = min(16, (rows - 32 * t) // 2)
     for p in range(full):
-        _pack(x, at, num, at + columns, num, True, tile, 16 * p)
+        pack_line(x, at, num, at + columns, num, True, tile, 16 * p)
         at += 2 * columns
     for p in range(full, 16):
         alone = num if 32 * t + 2 * p < rows else 0
-        _pack(x, at, alone, at, 0, True, tile, 16 * p)
+        pack_line(x, at, alone, at, 0, True, tile, 16 * p)
 
 
 @jit
@@ -310,7 +310,7 @@ def _moved(name: str, tile: Any, memory: Any, stride: int) -> Any:
 
 
 @_intrinsic
-def _pack(typing, x, low, num_low, high, num_high, pairs, tile, to):  # type: ignore[no-untyped-def]
+def pack_line(typing, x, low, num_low, high, num_high, pairs, tile, to):  # type: ignore[no-untyped-def]
     """A line of a tile at `to`: the first num_low (at most 16) numbers from x[low] on and the first
     num_high from x[high] on, each filled up to 16 with 0; one after the other, or in pairs."""
 

@@ -82,6 +82,12 @@ class Retriever(Protocol):
     def shared(self, queries_QD: Floats, limit: int) -> Ids:
         """int64 [<= limit]: classes for the queries together; distinct, ascending."""
 
+    def hard(self, queries_QD: Floats, per_query: int, probes: int) -> Ids:
+        """int64 [<= Q per_query], distinct, ascending: the best not pinned of each query.
+
+        Rows may be changing. probes: how much is looked at for a query, from 1 on.
+        """
+
     def state(self) -> dict[str, NDArray[Any]]:
         """All that makes another instance find the same, after `rebind`, `load_state`, `pin`."""
 

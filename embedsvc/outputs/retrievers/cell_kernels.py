@@ -156,7 +156,7 @@ def add_reach(queries, reach, scores):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _replace_root(best, which, score, number):  # type: ignore[no-untyped-def]
+def replace_root(best, which, score, number):  # type: ignore[no-untyped-def]
     """best is a heap, its lowest at the root."""
     at, size = 0, best.size
     while True:
@@ -185,7 +185,7 @@ def keep(scores, offset, ids, queries, best, which):  # type: ignore[no-untyped-
             if _any_above(block, best[q, 0]):
                 for j in range(block.size):
                     if block[j] > best[q, 0]:
-                        _replace_root(best[q], which[q], block[j], ids[begin + j])
+                        replace_root(best[q], which[q], block[j], ids[begin + j])
 
 
 @_jit
@@ -199,7 +199,7 @@ def choose(scores, probe):  # type: ignore[no-untyped-def]
             if _any_above(block, best[0]):
                 for c in range(block.size):
                     if block[c] > best[0]:
-                        _replace_root(best, probe[q], block[c], begin + c)
+                        replace_root(best, probe[q], block[c], begin + c)
 
 
 @_jit

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
+from embedsvc.outputs.retrievers.proposals import union
 
 _CHUNK = 16_384  # classes
 
@@ -82,14 +83,22 @@ class Exact:
 
     def shared(self, queries_QD: Floats, limit: int) -> Ids:
         """The best of each query first, then the second best of each, and so on."""
-        others = self._live.copy()
-        others[self._pinned] = False
+        others = self._others()
         live = np.flatnonzero(others)
         if len(live) <= limit:
             return live
         by_rank = self._best(queries_QD, limit, others)[0].T.ravel()
         _, first = np.unique(by_rank, return_index=True)
         return np.sort(by_rank[np.sort(first)[:limit]])
+
+    def hard(self, queries_QD: Floats, per_query: int, probes: int) -> Ids:
+        return union(self._best(queries_QD, per_query, self._others())[0])
+
+    def _others(self) -> NDArray[np.bool_]:
+        """bool [C]: classes that are not pinned."""
+        others = self._live.copy()
+        others[self._pinned] = False
+        return others
 
     def state(self) -> dict[str, NDArray[Any]]:
         return {"live": self._live.astype(np.uint8)}

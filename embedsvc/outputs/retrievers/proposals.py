@@ -9,6 +9,15 @@ from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import Floats, Ids
 from embedsvc.outputs.retrievers.tables import in_parallel
 
+OF_A_PROBE = 256  # proposals
+NONE = np.empty(0, np.int64)
+
+
+def union(ids_QN: Ids) -> Ids:
+    """Ascending; -1 is none."""
+    ids = np.sort(ids_QN, axis=None)
+    return ids[np.flatnonzero(np.diff(ids, prepend=-1))]
+
 
 def best_of(
     weight_CD: Floats,

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
-from embedsvc.outputs.retrievers.proposals import best_of
+from embedsvc.outputs.retrievers.proposals import NONE, OF_A_PROBE, best_of, union
 from embedsvc.outputs.retrievers.tables import Keys, Tables, check_num_keys
 from embedsvc.outputs.retrievers.touches import Touches
 from partitions.errors import ConfigError
@@ -149,6 +149,11 @@ class SimHash:
 
     def shared(self, queries_QD: Floats, limit: int) -> Ids:
         return self.tables.most_shared_by_all(self.query_keys(queries_QD), limit)
+
+    def hard(self, queries_QD: Floats, per_query: int, probes: int) -> Ids:
+        """The best of 256 proposals a probe."""
+        found = self.retrieve(queries_QD, OF_A_PROBE * probes)
+        return union(best_of(self._weight, self._bias, NONE, found, queries_QD, per_query)[0])
 
     def state(self) -> dict[str, NDArray[Any]]:
         return {

@@ -165,3 +165,26 @@ def test_pinned_classes_are_in_every_answer_and_in_no_step(
     check(everything, set(range(30)) | set(range(40, 200)))
     assert (scores[everything < 0] == -np.inf).all()
     assert set(others.ravel().tolist()) - set(range(30, 40)) <= set(everything.ravel().tolist())
+
+
+def test_hard_classes_are_the_best_that_are_not_pinned(name: str) -> None:
+    weight, bias = rows(200)
+    queries, _ = rows(40, seed=1)
+    retriever = build(name)
+    retriever.fit(weight, bias)
+    retriever.remove(np.arange(5))
+    retriever.pin(np.arange(5, 50))
+    weight[50:90] += np.float32(0.5)
+    retriever.touch(np.arange(50, 90))
+    scores = queries @ weight.T + bias
+    scores[:, :50] = -np.inf
+    for per_query, probes in ((1, 1), (4, 2), (300, 4), (300, 8)):
+        hard = retriever.hard(queries, per_query, probes)
+        assert hard.dtype == np.int64
+        assert hard.tolist() == sorted(set(hard.tolist()) & set(range(50, 200)))
+        best = np.argsort(-scores, axis=1)[:, :per_query]
+        by_chance = len(hard) / 150
+        assert per_query == 300 or np.isin(best, hard).mean() > by_chance
+        if per_query == 300 and (name == "exact" or (name == "partition" and probes == 8)):
+            assert hard.tolist() == list(range(50, 200))
+    assert retriever.hard(queries[:0], 4, 1).tolist() == []

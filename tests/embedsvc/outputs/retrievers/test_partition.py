@@ -4,7 +4,7 @@ import torch
 from numpy.typing import NDArray
 
 from embedsvc.outputs.generator import Generator, exact_top
-from embedsvc.outputs.retrievers import products
+from embedsvc.outputs.retrievers import products, visits
 from embedsvc.outputs.retrievers.partition import Partition
 from partitions.errors import ConfigError
 
@@ -150,6 +150,51 @@ def test_machines_without_bfloat16_find_the_same(
     assert (partition.top(queries, 10, settled=packed)[0] == best).mean() > 0.999
 
 
+@pytest.mark.parametrize("dim", [1, 32, 50, 128])
+@pytest.mark.parametrize("tiled", [False, True])
+def test_hard_classes_are_the_best_of_the_cells_visited(
+    monkeypatch: pytest.MonkeyPatch, tiled: bool, dim: int
+) -> None:
+    """By a plain loop; up to 130 queries in a cell, and rows that are no multiple of a block."""
+    if tiled and not visits.fast_bfloat16():
+        pytest.skip("no such products here")
+    monkeypatch.setattr(visits, "fast_bfloat16", lambda: tiled)
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((2000, dim)).astype(np.float32)
+    bias = rng.standard_normal(2000).astype(np.float32)
+    queries = rng.standard_normal((130, dim)).astype(np.float32)
+    partition = Partition(cells=9)
+    partition.fit(weight, bias)
+    partition.pin(np.arange(300))
+    scores = queries @ weight.T + bias
+    for probes in (1, 3):
+        with products.one_thread_each():
+            of_cells = partition._cell_scores(queries, products.pack(queries))
+        visited = np.argsort(-of_cells, axis=1)[:, :probes]
+        right = set()
+        for q in range(130):
+            there = np.flatnonzero(np.isin(partition.cell_C, visited[q]))
+            right |= set(there[np.argsort(-scores[q, there])[:6]].tolist())
+        found = set(partition.hard(queries, 6, probes).tolist())
+        assert len(found ^ right) <= (0.05 * len(right) if tiled else 2)
+
+
+def test_hard_classes_of_a_part_of_each_cell() -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((2000, 16)).astype(np.float32)
+    found = []
+    for _ in range(2):
+        partition = Partition(cells=10, hard_rows=30)
+        partition.fit(weight, None)
+        found.append([partition.hard(weight[:100], 300, 10) for _ in range(40)])
+    assert all((one == two).all() for one, two in zip(*found, strict=True))
+    for ids in found[0]:
+        size = np.bincount(partition.cell_C[ids], minlength=10)
+        assert size.tolist() == [30] * 10
+    times = np.bincount(np.concatenate(found[0]), minlength=2000)
+    assert (times > 0).mean() > 0.95  # by chance .998 in cells of 200
+
+
 def test_products_round_their_inputs_only() -> None:
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((n, 40)).astype(np.float32) for n in (7, 9))
@@ -162,6 +207,6 @@ def test_products_round_their_inputs_only() -> None:
 
 
 def test_settings_are_checked() -> None:
-    for settings in ({"cells": 0}, {"probes": 0}, {"check_every": 0}):
+    for settings in ({"cells": 0}, {"probes": 0}, {"check_every": 0}, {"hard_rows": 0}):
         with pytest.raises(ConfigError, match="retriever partition: "):
             Partition(**settings)  # type: ignore[arg-type]
