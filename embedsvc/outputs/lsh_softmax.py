@@ -40,14 +40,19 @@ from embedsvc.outputs.sparse import (
 from partitions.errors import ConfigError, DataError
 
 
+_TOUCHES_A_CLASS = 8  # before a retriever built of random rows is built of what was learnt
+_LOOKED_AT = 2500  # classes a row: cells are as many as the root of the number of classes
+
+
 class LSHSoftmax(FullSoftmax):
     """A FullSoftmax whose training step looks at targets, head, retrieved classes and samples.
 
     head: so many of the most frequent classes are looked at in every step, and in every answer.
     samples: draws a step, of the others, shared by the batch; sampler: None is "unigram", in
     proportion to frequency^0.75, where there are frequencies, and else "log_uniform".
-    retriever: proposes classes outside the head, at most `retrieved` a step, for the batch as a
-    whole, and answers topk; None: no classes are retrieved, and answers are exact.
+    retriever: proposes classes outside the head, the `retrieved` best of each row of a batch, all of
+    which all rows look at, and answers topk; None: none are retrieved, and answers are exact.
+    train_probes: how hard it looks for them (`Retriever.hard`); None: among some 2,500 classes a row.
     frequencies: [C], at least 0, in any unit, of which head and sampler make an order (of equals,
     the lower number first; 0 counts as the least positive one); None: classes are numbered in the
     order of their frequency. correction: "log_q", or "none" for the 2015 behaviour.
@@ -57,8 +62,10 @@ class LSHSoftmax(FullSoftmax):
     With one seed, the same calls and as many threads, runs are equal bit for bit.
     fused=False: weight and bias get sparse gradients. On a device other than the CPU, the retriever
     is a scan of all classes there.
-    The retriever is built from the weights at its first use, or by `rebuild`: so should whoever
-    changes weights other than by training, loading or adding classes.
+    The retriever is built from the weights at its first use, and again when much has been learnt
+    since: in training after 8 touches a class, then whenever that number has doubled, and in eval
+    mode if it has doubled when an answer is asked for. auto_rebuild=False: only by `rebuild`, which
+    whoever changes weights other than by training, loading or adding classes calls in any case.
     """
 
     def __init__(
@@ -68,7 +75,9 @@ class LSHSoftmax(FullSoftmax):
         *,
         retriever: str | dict[str, Any] | None = "partition",
         head: int = 1024,
-        retrieved: int = 1024,
+        retrieved: int = 8,
+        train_probes: int | None = None,
+        auto_rebuild: bool = True,
         samples: int = 1024,
         sampler: str | dict[str, Any] | None = None,
         frequencies: Tensor | NDArray[Any] | None = None,
@@ -93,14 +102,19 @@ class LSHSoftmax(FullSoftmax):
         for name, number in (("head", head), ("retrieved", retrieved), ("samples", samples)):
             if number < 0:
                 raise ConfigError(f"{name} is {number}; it must be at least 0.")
+        if train_probes is not None and train_probes < 1:
+            raise ConfigError(f"train_probes is {train_probes}; it must be at least 1.")
         if correction not in ("log_q", "none"):
             raise ConfigError(f'correction is {correction!r}; it must be "log_q" or "none".')
         self.head, self.retrieved, self.samples = head, retrieved, samples
+        self.train_probes, self.auto_rebuild = train_probes, auto_rebuild
         self.correction: Correction = correction
         self._settings |= {
             "retriever": retriever,
             "head": head,
             "retrieved": retrieved,
+            "train_probes": train_probes,
+            "auto_rebuild": auto_rebuild,
             "samples": samples,
             "sampler": sampler,
             "correction": correction,
@@ -120,8 +134,11 @@ class LSHSoftmax(FullSoftmax):
         self._touched: list[Ids] = []  # by the optimizer of an unfused layer, perhaps
         self._version = 0  # of the weights, as torch counts, which knows of no fused step
         self.register_buffer("num_steps", torch.zeros(1, dtype=torch.int64))
+        # Updates of rows outside the head: in all, and before the retriever was last built.
+        self.register_buffer("num_touches", torch.zeros(2, dtype=torch.int64))
         self.register_buffer("frequencies", torch.empty(0, dtype=torch.float64))
         self.num_steps: Tensor
+        self.num_touches: Tensor
         self.frequencies: Tensor
         if frequencies is not None:
             self.set_frequencies(frequencies)
@@ -162,21 +179,35 @@ class LSHSoftmax(FullSoftmax):
         retrieved = np.empty(0, np.int64)
         if self._retriever is not None and self.retrieved and self.num_live > self.head:
             if hidden_BD.device.type == "cpu":
-                retrieved = self._ready(self._retriever).shared(
-                    hidden_BD.contiguous().numpy(), self.retrieved
+                if self._has_learnt(_TOUCHES_A_CLASS):
+                    self.rebuild()
+                retrieved = self._ready(self._retriever).hard(
+                    hidden_BD.contiguous().numpy(), self.retrieved, self._probes()
                 )
             else:
                 self._is_built = False
-                retrieved = self._shared_by_scan(hidden_BD)
+                retrieved = self._by_scan(hidden_BD)
         step = int(self.num_steps)
         self.num_steps += 1
-        return self._ranks().choose(targets, retrieved, key_of(self.seed, step))
+        active = self._ranks().choose(targets, retrieved, key_of(self.seed, step))
+        self.num_touches[0] += len(active.ids) - active.num_head
+        return active
 
-    def _shared_by_scan(self, hidden_BD: Tensor) -> Ids:
-        """As many of the best classes of each query as fit in, wherever the weights are."""
-        k = max(1, self.retrieved // len(hidden_BD))
-        found = chunked.topk(hidden_BD, self.weight.detach(), self.bias, self.removed, k).indices
-        return np.asarray(found.unique().cpu().numpy()[: self.retrieved])
+    def _probes(self) -> int:
+        if self.train_probes is not None:
+            return self.train_probes
+        return max(1, round(_LOOKED_AT / self.n_classes**0.5))
+
+    def _has_learnt(self, least: int) -> bool:
+        """Whether to build the retriever anew, now that a class has been touched that often."""
+        now, before = (int(x) for x in self.num_touches)
+        return self.auto_rebuild and now >= max(least * self.num_live, 2 * before)
+
+    def _by_scan(self, hidden_BD: Tensor) -> Ids:
+        """What a retriever that misses none would find, wherever the weights are."""
+        weight, k = self.weight.detach(), self.retrieved
+        found = chunked.topk(hidden_BD, weight, self.bias, self.removed, k).indices
+        return np.asarray(found.unique().cpu().numpy())
 
     def _ranks(self) -> Chooser:
         if self._chooser is None:
@@ -228,6 +259,7 @@ class LSHSoftmax(FullSoftmax):
         head = self._ranks().head
         if not self._is_built:
             retriever.fit(weight, bias)
+            self.num_touches[1] = self.num_touches[0]
             retriever.remove(np.flatnonzero(self.removed.numpy()))
             self._is_built, self._pinned = True, None
             self._bound_at, self._bound_rows = weight.ctypes.data, len(weight)
@@ -279,6 +311,8 @@ class LSHSoftmax(FullSoftmax):
         ):
             return super().topk(hidden, k)
         hidden_BD = self._checked(hidden).contiguous()
+        if not self.training and self._has_learnt(1):
+            self.rebuild()
         k = min(k, self.num_live)
         limit = max(256, 8 * k) if candidates is None else candidates
         retriever = self._ready(self._retriever)

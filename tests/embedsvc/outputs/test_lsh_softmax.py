@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from embedsvc.outputs import saved
 from embedsvc.outputs.full import FullSoftmax
+from embedsvc.outputs.generator import Generator
 from embedsvc.outputs.lsh_softmax import LSHSoftmax
 from embedsvc.outputs.retrievers import RETRIEVERS
 from partitions.errors import ConfigError, DataError
@@ -255,6 +256,7 @@ def test_wrong_settings_are_one_sentence() -> None:
     for settings, sentence in [
         ({"head": -1}, "head is -1"),
         ({"correction": "logq"}, "correction is 'logq'"),
+        ({"train_probes": 0}, "train_probes is 0; it must be at least 1"),
         ({"sampler": "unigram"}, "unigram needs frequencies"),
         ({"retriever": "exacct"}, "Did you mean exact"),
         ({"optimizer": "adam"}, "no row optimizer named adam. Did you mean"),
@@ -287,7 +289,7 @@ def test_the_retriever_proposes_none_of_the_head() -> None:
 
     def proposed() -> list[int]:
         model.topk(queries, 1)
-        return retriever.shared(queries.numpy(), 60).tolist()
+        return retriever.hard(queries.numpy(), 60, 60).tolist()
 
     assert proposed() == list(range(8, 40))
     model.remove_classes([3, 30])
@@ -374,6 +376,52 @@ def test_two_forward_passes_before_their_backward_passes() -> None:
     (twin(*first).loss + twin(*second).loss).backward()
     optimizer.step()
     assert torch.allclose(model.weight, twin.weight, atol=1e-6)
+
+
+def test_the_retriever_is_built_anew_when_much_was_learnt() -> None:
+    """Here a step touches all of the 300 classes, so at steps 8, 16, 32, ..."""
+    model = layer(head=0, samples=100_000, retrieved=300)
+    retriever = model.retriever
+    assert retriever is not None
+    built = []
+    fit = retriever.fit
+    retriever.fit = lambda *rows: built.append(int(model.num_steps)) or fit(*rows)  # type: ignore
+    for seed in range(40):
+        model(*batch(9, 300, seed)).loss.backward()
+    assert built == [0, 8, 16, 32]
+    model.eval()
+    model.topk(batch(9, 300)[0], 3)
+    assert built == [0, 8, 16, 32]
+    model.train()
+    model.num_touches[1] = 20 * 300  # half of what there are
+    model.topk(batch(9, 300)[0], 3)
+    assert built == [0, 8, 16, 32]
+    model.eval()
+    model.topk(batch(9, 300)[0], 3)
+    assert built == [0, 8, 16, 32, 40]
+    still = layer(head=0, samples=100_000, auto_rebuild=False).eval()
+    still.num_touches[0] = 10**6
+    assert still.retriever is not None
+    still.retriever.fit = None  # type: ignore
+    assert not still._has_learnt(1)
+
+
+@pytest.mark.parametrize("retriever", ["exact", "partition"])
+def test_hard_classes_are_worth_more_than_samples_where_frequencies_are_flat(
+    retriever: str,
+) -> None:
+    items = Generator(2000, dim=32, frequencies="flat", seed=3)
+    x, target = (torch.from_numpy(a) for a in items.examples(2000, 10**6))
+    losses = []
+    for settings in ({"retriever": None, "samples": 500}, {"retriever": retriever, "samples": 100}):
+        model = LSHSoftmax(
+            32, 2000, frequencies=items.probability_C, head=0, lr=0.2, threads=1, **settings
+        )
+        for step in range(400):
+            hidden, label = (torch.from_numpy(a) for a in items.examples(64, step))
+            model(8 * hidden, label).loss.backward()
+        losses.append(model.eval()(8 * x, target).loss.item())
+    assert losses[1] < losses[0] - 0.05
 
 
 @pytest.mark.parametrize("name", list(RETRIEVERS))
