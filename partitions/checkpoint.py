@@ -28,7 +28,8 @@ from partitions.errors import DataError
 from partitions.schedule import Progress
 from partitions.schema import Bucket, Slot
 from partitions.streams import Traffic
-from partitions.tables import Fresh, Table
+from partitions.tables import Fresh, Stored, Table
+from partitions.tensors import Source
 
 FORMAT_VERSION = 1
 MANIFEST = "checkpoint.json"
@@ -150,6 +151,26 @@ class Checkpoint:
         (self.path / _TABLES).mkdir(parents=True, exist_ok=True)
         traffic, keep = self.table_traffic, self._keep_cached
         return tables.write(self.path / _TABLES, slot, token, table, traffic, keep_cached=keep)
+
+    def write_rows(
+        self,
+        slot: Slot,
+        token: int,
+        vectors: Source,
+        state: Source,
+        touched: NDArray[np.bool_],
+        optimizer: str,
+    ) -> FileEntry:
+        """The same of rows that need not be in memory (tables.write_rows)."""
+        (self.path / _TABLES).mkdir(parents=True, exist_ok=True)
+        rows = (vectors, state, touched, optimizer)
+        traffic, keep = self.table_traffic, self._keep_cached
+        return tables.write_rows(self.path / _TABLES, slot, token, *rows, traffic, keep_cached=keep)
+
+    def stored_rows(self, entry: FileEntry, num_rows: int, dim: int) -> Stored:
+        """Memory-mapped; for what `verify` has digested."""
+        path = durable.verify(self.path, entry, self._remedy, digest=False)
+        return tables.stored_rows(path, num_rows, dim)
 
     def read_table(self, entry: FileEntry, make: Fresh, num_rows: int) -> Table:
         """The table, digested while it is read; DataError where it is not the one named."""

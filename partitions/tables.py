@@ -15,7 +15,7 @@ token of its writer; nothing is overwritten.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from partitions.errors import DataError
 from partitions.precision import DTYPES
 from partitions.schema import Slot
 from partitions.streams import Incoming, Traffic
-from partitions.tensors import Layout, Rows
+from partitions.tensors import Layout, Rows, Source
 
 FORMAT_VERSION = 1
 
@@ -125,24 +125,60 @@ def write(
     *,
     keep_cached: bool = True,
 ) -> FileEntry:
-    path = folder / file_name(slot, token)
     touched = table.touched
-    rows, dim = table.vectors.shape
     arrays: dict[str, NDArray[Any] | Rows] = {"vectors": table.vectors, "state": table.state}
     if not touched.all():
         stored = np.flatnonzero(touched)
         arrays = {"vectors": Rows(table.vectors, stored), "state": Rows(table.state, stored)}
     if len(table.shared):
         arrays["shared"] = table.shared
-    metadata = {"format_version": FORMAT_VERSION, "rows": rows, "dim": dim}
-    metadata |= {"optimizer": table.optimizer}
+    path = folder / file_name(slot, token)
     with streams.writing(folder.parent, path, traffic, keep_cached=keep_cached) as file:
-        tensors.write(
-            file,
-            arrays | {"touched": np.packbits(touched, bitorder="little")},
-            {name: str(value) for name, value in metadata.items()},
-        )
+        _write(file, arrays, touched, table.dim, table.optimizer)
     return file.entry
+
+
+def write_rows(
+    folder: Path,
+    slot: Slot,
+    token: int,
+    vectors: Source,
+    state: Source,
+    touched: NDArray[np.bool_],
+    optimizer: str,
+    traffic: Traffic | None = None,
+    *,
+    keep_cached: bool = True,
+) -> FileEntry:
+    """The same of rows that need not be in memory: read block by block.
+
+    vectors: [rows, dim]; state: [rows] or [rows, S]; touched: [rows], which ones are stored.
+    """
+    stored = np.flatnonzero(touched)
+    arrays: dict[str, NDArray[Any] | Rows] = {
+        "vectors": Rows(vectors, stored),
+        "state": Rows(state, stored),
+    }
+    path = folder / file_name(slot, token)
+    with streams.writing(folder.parent, path, traffic, keep_cached=keep_cached) as file:
+        _write(file, arrays, touched, vectors.shape[1], optimizer)
+    return file.entry
+
+
+def _write(
+    file: Any,
+    arrays: dict[str, NDArray[Any] | Rows],
+    touched: NDArray[np.bool_],
+    dim: int,
+    optimizer: str,
+) -> None:
+    metadata: dict[str, Any] = {"format_version": FORMAT_VERSION, "rows": len(touched)}
+    metadata |= {"dim": dim, "optimizer": optimizer}
+    tensors.write(
+        file,
+        arrays | {"touched": np.packbits(touched, bitorder="little")},
+        {name: str(value) for name, value in metadata.items()},
+    )
 
 
 def read(path: Path, make: Fresh, num_rows: int) -> Table:
@@ -181,6 +217,39 @@ def read_from(file: Incoming, make: Fresh, num_rows: int) -> Table:
         _spread(table, np.flatnonzero(touched), file.path, num_stored)
         _make_rows(table.vectors, np.flatnonzero(~touched), make)
     return table
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The rows of a file, memory-mapped and read-only."""
+
+    rows: NDArray[np.int64]  # [stored], ascending
+    vectors: NDArray[Any]  # [stored, dim]
+    state: NDArray[np.float32]  # [stored] or [stored, S]
+
+    def blocks(self) -> Iterator[slice]:
+        """Of 1 MiB of vectors."""
+        step = tensors.rows_per_block(self.vectors)
+        for start in range(0, len(self.rows), step):
+            yield slice(start, min(start + step, len(self.rows)))
+
+
+def stored_rows(path: Path, num_rows: int, dim: int) -> Stored:
+    """What is stored of a table of at most `num_rows` rows; untouched ones are the caller's to
+    make. Nothing is digested: Checkpoint.verify does that."""
+    file = tensors.read(path)
+    try:
+        rows, version = int(file.metadata["rows"]), int(file.metadata["format_version"])
+        bits, vectors, state = (file.arrays[name] for name in ("touched", "vectors", "state"))
+        stored = np.flatnonzero(np.unpackbits(bits, count=rows, bitorder="little"))
+    except (KeyError, ValueError):
+        raise DataError(f"{path} is not an embedding table.") from None
+    if version != FORMAT_VERSION:
+        raise DataError(f"{path} is of format {version}, this program reads {FORMAT_VERSION}.")
+    fits = rows <= num_rows and len(stored) == len(vectors) == len(state)
+    if not fits or vectors.shape[1:] != (dim,):
+        raise DataError(f"{path} was altered: it is not a table of {num_rows} rows of {dim}.")
+    return Stored(stored, vectors, state)
 
 
 def _form(layout: Layout) -> tuple[Form, int]:

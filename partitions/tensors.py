@@ -41,11 +41,23 @@ class Writable(Protocol):
     def write(self, data: Any, /) -> Any: ...
 
 
+class Source(Protocol):
+    """Rows to be written: an array, or what makes them as they are asked for."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[Any]: ...
+
+
 @dataclass(frozen=True)
 class Rows:
-    """Some rows of an array, copied block by block when they are written, never all at once."""
+    """Some rows of a source, copied block by block when they are written, never all at once."""
 
-    array: NDArray[Any]
+    array: Source
     rows: NDArray[np.int64]
 
     @property
@@ -66,9 +78,9 @@ class Rows:
             yield self.array[self.rows[start : start + per_block]]
 
 
-def rows_per_block(array: NDArray[Any]) -> int:
+def rows_per_block(array: Source) -> int:
     """Rows of 1 MiB, to go through what must not be copied as a whole."""
-    return max(1, (1 << 20) // max(array[:1].nbytes, 1))
+    return max(1, (1 << 20) // max(math.prod(array.shape[1:]) * array.dtype.itemsize, 1))
 
 
 def write(

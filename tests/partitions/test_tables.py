@@ -239,3 +239,50 @@ def test_short_numbers_take_half_the_room_and_come_back(name: str, tmp_path: Pat
     found = tables.read(tmp_path / entry.path, made, num_rows)
     np.testing.assert_array_equal(found.vectors, table.vectors, strict=True)
     np.testing.assert_array_equal(found.state, table.state, strict=True)
+
+
+# --- rows that need not be in memory -------------------------------------------------------------
+
+
+class Asked:
+    """A tensors.Source that counts how many rows it was asked for at once."""
+
+    def __init__(self, array: NDArray[np.float32]) -> None:
+        self.array, self.most = array, 0
+        self.dtype, self.shape = array.dtype, array.shape
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.float32]:
+        self.most = max(self.most, len(rows))
+        return self.array[rows]
+
+
+def test_rows_written_block_by_block_are_the_table_written_whole(tmp_path: Path) -> None:
+    num_rows = 300_000
+    table = trained(num_rows, list(range(0, num_rows, 3)))
+    vectors, state = Asked(table.vectors), Asked(table.state)
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    whole = tables.write(folder, SLOT, 1, table)
+    rows = tables.write_rows(folder, SLOT, 2, vectors, state, table.touched, table.optimizer)
+    assert (rows.bytes, rows.sha256) == (whole.bytes, whole.sha256)
+    assert vectors.most * DIM * 4 <= 1 << 20 and state.most * 4 <= 1 << 20
+    assert vectors.most < num_rows / 3  # else this shows nothing
+
+
+def test_stored_rows_are_those_that_were_touched(tmp_path: Path) -> None:
+    table = trained(9, [0, 4, 8])
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    path = tmp_path / tables.write(folder, SLOT, 1, table).path
+    found = tables.stored_rows(path, 12, DIM)  # as many as there are now
+    assert found.rows.tolist() == [0, 4, 8]
+    np.testing.assert_array_equal(found.vectors, table.vectors[found.rows])
+    np.testing.assert_array_equal(found.state, table.state[found.rows])
+    assert not found.vectors.flags.writeable
+    with pytest.raises(DataError, match=r"movie-003\S* was altered: .* 8 rows of 6"):
+        tables.stored_rows(path, 8, DIM)
+    with pytest.raises(DataError, match=r"movie-003\S* was altered: .* 9 rows of 7"):
+        tables.stored_rows(path, 9, DIM + 1)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"movie-003\S* is not a safetensors file"):
+        tables.stored_rows(path, 9, DIM)
