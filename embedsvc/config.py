@@ -1,4 +1,5 @@
-"""The tables of the config file that this floor owns: [model], [train], [eval], [publish]."""
+"""The tables of the config file that this floor owns: [model], [output], [train], [eval] and
+[publish]."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -221,6 +222,84 @@ class TrainConfig(Table):
                 f"batch_size ({self.batch_size}) must be at least chunk_size ({self.chunk_size})"
             )
         return self
+
+
+class OutputConfig(Table):
+    """`[output]`: learn what comes next from sequences, by a softmax over all entities of a type,
+    instead of vectors from single edges. Takes the place of `[model]`."""
+
+    kind: Literal["lsh_softmax", "full_softmax"] | None = None
+    """lsh_softmax looks at some classes a step, full_softmax at all; unset: no [output]."""
+    relation: str | None = None
+    """Whose rhs are the classes; unset: the graph's only one."""
+    sequences: Spec = "histories"
+    """histories (the rhs of each lhs, in the order of time) or {name = "walks", length = 40,
+    per_entity = 10}: random walks over the graph, of which the classes are kept."""
+    examples: Spec = "next_item"
+    """{name = "next_item", max_history = 50} or {name = "skip_gram", window = 5}."""
+    tower: Spec = "mean"
+    """How a history becomes a vector: mean, recency, max, attention."""
+    hidden: Annotated[int, Field(ge=0)] = 0
+    """Units of a layer on top of that; 0: none."""
+    dim: Annotated[int, Field(ge=1)] = 64
+    """Numbers per history and per class, beside a class's bias."""
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    """Examples per update."""
+    optimizer: Spec = "rowwise_adagrad"
+    """Of rows: rowwise_adagrad, adam_lite or sgd."""
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Step size of classes' rows."""
+    tower_lr: Annotated[float, Field(gt=0)] | None = None
+    """Step size of the rows that histories are made of, and of the rest of the tower; unset: lr."""
+    head: Annotated[int, Field(ge=0)] = 1024
+    """lsh_softmax: most frequent classes that every step looks at."""
+    retrieved: Annotated[int, Field(ge=0)] = 1024
+    """lsh_softmax: classes a step that the retriever finds, at most."""
+    samples: Annotated[int, Field(ge=0)] = 1024
+    """lsh_softmax: classes drawn a step."""
+    retriever: Spec = "partition"
+    """lsh_softmax: partition, simhash, wta or exact, with settings; "none" goes without."""
+    sampler: Spec = "unigram"
+    """lsh_softmax: unigram or {name = "unigram", alpha = 0.75}, by frequency; log_uniform."""
+    correction: Literal["log_q", "none"] = "log_q"
+    """lsh_softmax: none counts a sample as itself alone, as in 2015."""
+    mapped: bool | Literal["auto"] = "auto"
+    """Rows in files mapped into memory, of which the parts in use stay there; auto: where they
+    don't fit in memory otherwise."""
+
+    @model_validator(mode="after")
+    def _known(self) -> "OutputConfig":
+        if self.kind is None:
+            if self.model_fields_set - {"kind"}:
+                raise ValueError("kind is missing: lsh_softmax or full_softmax")
+            return self
+        from embedsvc.outputs.retrievers import RETRIEVERS
+        from embedsvc.outputs.sampling import SAMPLERS
+        from embedsvc.outputs.sparse import ROW_OPTIMIZERS
+        from embedsvc.ranking.examples import EXAMPLES
+        from embedsvc.ranking.towers import POOLINGS
+        from embedsvc.training.events import SEQUENCES
+
+        _buildable(SEQUENCES, self.sequences)
+        _buildable(EXAMPLES, self.examples)
+        _buildable(POOLINGS, self.tower)
+        _buildable(ROW_OPTIMIZERS, self.optimizer)
+        _buildable(SAMPLERS, self.sampler)
+        if self.retriever != "none":
+            _buildable(RETRIEVERS, self.retriever)
+        for name in ("head", "retrieved", "samples", "retriever", "sampler", "correction"):
+            changed = getattr(self, name) != type(self).model_fields[name].default
+            if self.kind == "full_softmax" and changed:
+                raise ValueError(f"{name} is of lsh_softmax: remove it, or choose that kind")
+        if _name(self.examples) == "skip_gram" and (_name(self.tower) != "mean" or self.hidden):
+            raise ValueError(
+                "skip_gram learns from one item at a time: leave tower and hidden as they are"
+            )
+        return self
+
+
+def _name(spec: Spec) -> Any:
+    return spec if isinstance(spec, str) else spec.get("name")
 
 
 class EvalConfig(Table):

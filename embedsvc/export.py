@@ -64,7 +64,13 @@ def _targets(trained: Trained, to: Path, format: str, entity_type: str | None) -
     if entity_type is not None and entity_type not in known:
         hint = did_you_mean(entity_type, known)
         raise ConfigError(f"{trained.graph.path} has no entity type {entity_type}. {hint}")
-    names = known if entity_type is None else [entity_type]
+    learnt = trained.entity_types
+    if entity_type is not None and entity_type not in learnt:
+        raise ConfigError(
+            f"[output] learnt no vectors of {entity_type}, only of {', '.join(learnt)}: choose one "
+            "of these."
+        )
+    names = learnt if entity_type is None else [entity_type]
     is_file = _format_named_by(to) is not None or (len(names) == 1 and to.suffix != "")
     if to.is_dir() or not is_file:
         return {name: to / f"{name}{SUFFIXES[format]}" for name in names}

@@ -50,9 +50,7 @@ def publish(
     """
     recommend = _recommended(trained, config)
     with published.new_version(root) as draft:
-        entity_types = [
-            _write_entities(trained, draft, name) for name in trained.graph.entity_types
-        ]
+        entity_types = [_write_entities(trained, draft, name) for name in trained.entity_types]
         relations = _write_relations(trained, draft, recommend)
         draft.write_json("config.json", settings)
         draft.write_json("metrics.json", metrics)
@@ -73,7 +71,7 @@ def publish(
 
 def _recommended(trained: Trained, config: PublishConfig) -> list[str]:
     if config.recommend is None:
-        return [relation.name for relation in trained.graph.relations]
+        return [relation.name for relation in trained.relations]
     for name in config.recommend:
         trained.graph.relation_id(name)
     return config.recommend
@@ -133,7 +131,8 @@ def _write_relations(
     model, relations = trained.model, []
     params: dict[str, NDArray[np.float32]] = {}
     seen_of = _seen(trained, [trained.graph.relation_id(name) for name in recommend])
-    for at, relation in enumerate(trained.graph.relations):
+    for relation in trained.relations:
+        at = trained.graph.relation_id(relation.name)
         operator = model.operator_of[at]
         table = model.parameters.values[operator]
         if table.shape[1]:

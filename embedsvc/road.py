@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from embedsvc.config import EvalConfig, ModelConfig, PublishConfig, TrainConfig
+from embedsvc.config import EvalConfig, ModelConfig, OutputConfig, PublishConfig, TrainConfig
 from partitions import config as settings_file
 from partitions import durable, import_plan, importer, notes, provenance, published
 from partitions.checkpoint import Checkpoint
@@ -29,6 +29,7 @@ from partitions.progress import rows_bar
 from partitions.validation import SCHEMA
 
 if TYPE_CHECKING:
+    from embedsvc.trained import Trained
     from embedsvc.training.trainer import TrainReport
 
 EVALUATION = "evaluation.json"
@@ -154,6 +155,12 @@ class Road:
         from embedsvc.training.plan import advise
 
         graph = self._graph()
+        if (output := self._output()) is not None:
+            from embedsvc.training.output_plan import plan_output
+
+            config = self.settings.table("train", TrainConfig)
+            self._say(str(plan_output(graph, output, config, self.folders.checkpoint)))
+            return
         model, train = (
             self.settings.table("model", ModelConfig),
             self.settings.table("train", TrainConfig),
@@ -166,22 +173,32 @@ class Road:
         from embedsvc.training.trainer import train
 
         graph, model = self._graph(), self.settings.table("model", ModelConfig)
-        config = self.settings.table("train", TrainConfig)
+        config, output = self.settings.table("train", TrainConfig), self._output()
         self._check_relations([relation.name for relation in graph.relations])
         forget_peak()  # of an import before it, in embedsvc run
-        report = train(graph, self.folders.checkpoint, model, config)
+        noun = "edges" if output is None else "examples"
+        if output is None:
+            report = train(graph, self.folders.checkpoint, model, config)
+        else:
+            from embedsvc.training import outputs
+            from embedsvc.training.events import relation_of
+
+            self._check_learnt(relation_of(graph, output).name)
+            report = outputs.train(graph, self.folders.checkpoint, output, config)
         if report.best_epoch is not None:
             stopped = ", stopped early" if report.stopped_early else ""
             self._say(f"train: best after epoch {report.best_epoch}{stopped}")
         if not report.num_edges:
             self._say(f"train: nothing left to do{self._untrained_growth(graph)}")
             return report
-        speed = f"{report.num_edges / report.train_s:,.0f} edges/s"
-        self._say(
-            f"train: {report.num_edges:,} edges in {report.train_s:.1f} s ({speed}), "
-            f"last loss {report.loss:.4f}, "
-            f"{report.table_reads + report.table_writes} table reads and writes, "
+        speed = f"{report.num_edges / report.train_s:,.0f} {noun}/s"
+        tables = (
+            f", {report.table_reads + report.table_writes} table reads and writes, "
             f"waited {report.wait_s:.1f} s for them"
+        )
+        self._say(
+            f"train: {report.num_edges:,} {noun} in {report.train_s:.1f} s ({speed}), "
+            f"last loss {report.loss:.4f}{tables if output is None else ''}"
         )
         memory = (
             f"{peak_bytes() / 1e6:,.0f} MB at most, planned {report.planned_bytes / 1e6:,.0f} MB"
@@ -190,7 +207,7 @@ class Road:
         facts = {
             "graph": f"{graph.num_edges('train'):,} training edges, {entities:,} entities, "
             f"{len(graph.relations):,} relations, {len(graph.buckets('train')):,} buckets",
-            "last run": f"{report.num_edges:,} edges in {report.train_s:,.1f} s, {speed}",
+            "last run": f"{report.num_edges:,} {noun} in {report.train_s:,.1f} s, {speed}",
             "memory": memory,
         }
         path = page.write(self.folders.checkpoint, f"Training of {self.folders.dir}", facts)
@@ -231,9 +248,14 @@ class Road:
         }
         names = [relation.name for relation in trained.graph.relations]
         self._check_relations(names)
+        learnt = [relation.name for relation in trained.relations]
+        recommend = config.recommend
+        if trained.output is not None:
+            recommend = learnt  # what it is for
+        self._say_what_is_left_out("eval", trained)
         edges = trained.edges(config.split)
-        if config.relations is not None:
-            chosen = [trained.graph.relation_id(name) for name in config.relations]
+        if config.relations is not None or len(learnt) < len(names):
+            chosen = [trained.graph.relation_id(name) for name in config.relations or learnt]
             edges = edges.take(np.flatnonzero(np.isin(edges.rel, chosen)))
         if config.max_edges is not None and len(edges) > config.max_edges:
             edges = sample(edges, config.max_edges)
@@ -251,7 +273,7 @@ class Road:
                 "by_relation": ranks.by_relation(names),
             }
             self._print_links(result["links"], config.split)
-        for relation in config.recommend:
+        for relation in recommend:
             report = evaluate_lists(trained, relation, config.split, config.k)
             result.setdefault("recommend", {})[relation] = asdict(report)
             self._print_lists(asdict(report))
@@ -274,9 +296,11 @@ class Road:
         with rows_bar(self.console, "vectors") as bar:
             tasks = {
                 name: bar.add_task(f"export {name}", total=trained.graph.num_entities(name))
-                for name in trained.graph.entity_types
+                for name in trained.entity_types
                 if entity_type in (None, name)
             }
+            if entity_type is None:
+                self._say_what_is_left_out("export", trained)
             files = export(
                 trained, to, format, entity_type, lambda name, rows: bar.advance(tasks[name], rows)
             )
@@ -290,6 +314,7 @@ class Road:
         from embedsvc.trained import Trained
 
         trained = Trained(self._graph(), self.folders.checkpoint)
+        self._say_what_is_left_out("publish", trained)
         start = time.perf_counter()
         config = self.settings.table("publish", PublishConfig)
         settings, metrics = self.settings.resolved(), self._metrics_of(trained.digest)
@@ -323,6 +348,15 @@ class Road:
 
     def _check_relations(self, known: list[str]) -> None:
         """ConfigError where a later step would be told of a relation that there is not."""
+        for where, name in self._relations_named():
+            if name not in known:
+                raise ConfigError(
+                    f"{self.settings.name}: {where} names the relation {name}, which the graph "
+                    f"does not have. {did_you_mean(name, known)}"
+                )
+
+    def _relations_named(self) -> list[tuple[str, str]]:
+        """Where a later step is told of which relation."""
         evaluation = self.settings.table("eval", EvalConfig)
         publishing = self.settings.table("publish", PublishConfig)
         named = {
@@ -330,13 +364,41 @@ class Road:
             "[eval] recommend": evaluation.recommend,
             "[publish] recommend": publishing.recommend,
         }
-        for where, names in named.items():
-            for name in names or []:
-                if name not in known:
-                    raise ConfigError(
-                        f"{self.settings.name}: {where} names the relation {name}, which the graph "
-                        f"does not have. {did_you_mean(name, known)}"
-                    )
+        return [(where, name) for where, names in named.items() for name in names or []]
+
+    def _output(self) -> OutputConfig | None:
+        """[output], if there is one, and nothing beside it that does not apply."""
+        output = self.settings.table("output", OutputConfig)
+        if output.kind is None:
+            return None
+        from embedsvc.training.outputs import check_covered
+
+        model = self.settings.table("model", ModelConfig)
+        check_covered(self.settings.name, model, self.settings.table("train", TrainConfig))
+        return output
+
+    def _check_learnt(self, relation: str) -> None:
+        """ConfigError where a later step would need what [output] learns nothing of."""
+        for where, name in self._relations_named():
+            if name != relation:
+                raise ConfigError(
+                    f"{self.settings.name}: {where} names the relation {name}, of which [output] "
+                    f"learns nothing: it learns {relation}. Remove {name} there."
+                )
+
+    def _say_what_is_left_out(self, command: str, trained: "Trained") -> None:
+        """Where [output] learnt some relation only; ConfigError where settings name another."""
+        if trained.output is not None:
+            self._check_learnt(trained.relations[0].name)
+        left_out = [r.name for r in trained.graph.relations if r not in trained.relations]
+        left_out += [
+            name for name in trained.graph.entity_types if name not in trained.entity_types
+        ]
+        if left_out:
+            self._say(
+                f"{command}: {trained.relations[0].name} only; [output] learnt nothing of "
+                f"{', '.join(left_out)}"
+            )
 
     def _graph(self) -> Graph:
         return Graph(self.folders.graph)

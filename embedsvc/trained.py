@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
-from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.config import ModelConfig, OutputConfig, TrainConfig
 from embedsvc.graph.bags import entity_vectors
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
@@ -18,7 +18,7 @@ from partitions import durable, precision
 from partitions.checkpoint import BEST, MANIFEST, Checkpoint, CheckpointManifest
 from partitions.errors import DataError
 from partitions.graph import Graph, slots_of
-from partitions.schema import Bucket, Slot
+from partitions.schema import Bucket, RelationType, Slot
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -68,11 +68,31 @@ class Trained:
         self.digest = durable.sha256_of(self._manifest_path)
         config = settings_of(self.manifest, self._manifest_path, "model", ModelConfig)
         train = settings_of(self.manifest, self._manifest_path, "train", TrainConfig)
+        self.output: OutputConfig | None = None  # whose tables are the model's, if it was trained
+        if "output" in self.manifest.config:
+            self.output = settings_of(self.manifest, self._manifest_path, "output", OutputConfig)
         self.model = GraphModel.build(config, graph, train.seed)
         self.model.parameters.load(self._checkpoint.read_parameters(self.manifest.parameters))
         self._fresh = fresh_maker(graph, config, train.seed)
         self._dtype = precision.DTYPES[train.precision]
         self._last: tuple[Slot, NDArray[np.float32]] | None = None
+
+    @property
+    def relations(self) -> list[RelationType]:
+        """Those that were learnt: all, or the one of [output]."""
+        if self.output is None:
+            return list(self.graph.relations)
+        return [
+            relation for relation in self.graph.relations if relation.name == self.output.relation
+        ]
+
+    @property
+    def entity_types(self) -> list[str]:
+        """Those that have learnt vectors."""
+        if self.output is None:
+            return list(self.graph.entity_types)
+        ends = {end for relation in self.relations for end in (relation.lhs, relation.rhs)}
+        return [name for name in self.graph.entity_types if name in ends]
 
     def vectors(self, slot: Slot) -> NDArray[np.float32]:
         """float32 [rows, dim] of one partition, not to be written to; the last is kept."""

@@ -271,6 +271,13 @@ class FullSoftmax(nn.Module):
 
     # --- classes come and go
 
+    def adopt(self, weight: Floats, bias: Floats, optimizer_state: Floats) -> None:
+        """Take these for the rows of all classes, before anything was learnt: [C, D], [C] and
+        [C, S]. They are not copied, so that they may be mapped files larger than memory."""
+        assert self.bias is not None and self.optimizer_state.shape[1:] == optimizer_state.shape[1:]
+        self.weight.data, self.bias.data = torch.from_numpy(weight), torch.from_numpy(bias)
+        self.optimizer_state = torch.from_numpy(optimizer_state)
+
     @torch.no_grad()
     def add_classes(self, weights: int | Tensor, bias: Tensor | None = None) -> range:
         """Append classes: that many, with new random rows, or with these rows [n, D].

@@ -15,6 +15,7 @@ from typing import Any
 
 from embedsvc.config import EarlyStoppingConfig
 from embedsvc.evaluation.links import rank_links, sample
+from embedsvc.evaluation.recommend import evaluate_lists
 from embedsvc.trained import Trained
 from partitions import durable
 from partitions.checkpoint import Checkpoint
@@ -31,18 +32,28 @@ class EarlyStopping:
     """epoch: the number of epochs that the newest commit has behind it."""
 
     def __init__(
-        self, config: EarlyStoppingConfig, graph: Graph, checkpoint: Checkpoint, epoch: int
+        self,
+        config: EarlyStoppingConfig,
+        graph: Graph,
+        checkpoint: Checkpoint,
+        epoch: int,
+        lists_of: str | None = None,
     ) -> None:
-        if not graph.num_edges("valid"):
+        """lists_of: a relation, by whose lists of 20 epochs are judged instead of by ranks."""
+        num_edges = graph.num_edges("valid")
+        if lists_of is not None:
+            num_edges = graph.manifest.relation_edges["valid"][graph.relation_id(lists_of)]
+        if not num_edges:
             raise ConfigError(
                 f"[train] early_stopping needs a validation split, and {graph.path} has none: "
                 "set graph.holdout.valid and import again, or unset it."
             )
         self._config, self._graph, self._checkpoint = config, graph, checkpoint
+        self._lists_of = lists_of
         self._about = {
             "format_version": FORMAT_VERSION,
             "graph": graph.digest,
-            "metric": config.metric,
+            "metric": self.metric,
             "max_edges": config.max_edges,
         }
         self.history: list[tuple[int, float]] = self._read()
@@ -64,7 +75,15 @@ class EarlyStopping:
 
     @property
     def metric(self) -> str:
-        return self._config.metric
+        return "recall20" if self._lists_of is not None else self._config.metric
+
+    def _value(self, trained: Trained) -> tuple[float, int]:
+        """And of how many edges or lists it is."""
+        if self._lists_of is not None:
+            report = evaluate_lists(trained, self._lists_of, "valid", 20)
+            return report.recall if report.num_lists else 0.0, report.num_lists
+        edges = sample(trained.edges("valid"), self._config.max_edges)
+        return rank_links(trained, edges).summary()[self._config.metric], len(edges)
 
     @property
     def best(self) -> tuple[int, float]:
@@ -86,8 +105,7 @@ class EarlyStopping:
             return None
         start = time.perf_counter()
         trained = Trained(self._graph, self._checkpoint.path, newest=True)
-        edges = sample(trained.edges("valid"), self._config.max_edges)
-        value = rank_links(trained, edges).summary()[self._config.metric]
+        value, num_judged = self._value(trained)
         better = not self.history or value > self.best[1]
         if better:
             self._checkpoint.keep_as_best()
@@ -95,8 +113,9 @@ class EarlyStopping:
         content = self._about | {"history": self.history}
         durable.write_json(self._checkpoint.path / HISTORY, content)
         logger.info(
-            "epoch=%d valid_%s=%.4f edges=%d best=%d seconds=%.1f%s",
-            *(epoch, self._config.metric, value, len(edges), self.best[0]),
+            "epoch=%d valid_%s=%.4f %s=%d best=%d seconds=%.1f%s",
+            *(epoch, self.metric, value),
+            *("edges" if self._lists_of is None else "lists", num_judged, self.best[0]),
             *(time.perf_counter() - start, " stop" if self.stopped else ""),
         )
         return value

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from embedsvc.config import ModelConfig, TrainConfig
+from embedsvc.config import ModelConfig, OutputConfig, TrainConfig
 from embedsvc.graph.bags import FeatureBags, bags_of, featurised
 from embedsvc.graph.batches import Group
 from embedsvc.graph.device import Copies, DeviceBatches, DeviceTable, device_of
@@ -62,12 +62,13 @@ _FREE = {
         *("step", "threads", "memory_mb", "buffer", "prefetch", "page_cache"),
         *("device", "tf32", "tensorboard", "products"),
     )
-}
+} | {("output", "mapped")}
 _LARGEST = float(np.finfo(np.float32).max)
 _BOUNDED = ("rowwise_adagrad", "adagrad")  # optimizers that divide by the root of all they added
 _MODEST_STEP = 1e6  # at this rate it takes 1e12 updates of one row to overflow a score
 
-_TABLES: Mapping[str, type[ModelConfig | TrainConfig]] = {
+_TABLES: Mapping[str, type[ModelConfig | OutputConfig | TrainConfig]] = {
+    "output": OutputConfig,
     "model": ModelConfig,
     "train": TrainConfig,
 }
@@ -133,7 +134,7 @@ class _Trainer:
         settings = {"model": model.model_dump(mode="json"), "train": config.model_dump(mode="json")}
         if self.resumed:
             manifest = checkpoint.read_manifest()
-            _check_resumable(manifest, graph, settings, checkpoint.path)
+            check_resumable(manifest, graph, settings, checkpoint.path)
             if manifest.progress.epoch < config.epochs:
                 checkpoint.verify(manifest)
             checkpoint.sweep()
@@ -402,13 +403,19 @@ def _halves(config: TrainConfig) -> bool:
     return config.products == "bfloat16"
 
 
-def _check_resumable(
+def check_resumable(
     manifest: CheckpointManifest, graph: Graph, settings: Mapping[str, Any], path: Path
 ) -> None:
     if not graph.grew_from(manifest.graph_digest):
         raise ConfigError(
             f"{path} was trained on another graph than {graph.path} holds now. "
             f"Remove {path} to train from the start, or choose another [run] dir."
+        )
+    if ("output" in manifest.config) != ("output" in settings):
+        how = "without [output], now there is one" if "output" in settings else "with [output]"
+        raise ConfigError(
+            f"{path} was begun {how}. Change that back to go on, remove "
+            f"{path} to train from the start, or choose another [run] dir."
         )
     for table, now in settings.items():
         # Settings that are newer than the checkpoint had their defaults then.

@@ -1,0 +1,132 @@
+"""The memory plan of `[output]`: what training will take, said before it is taken."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from embedsvc.config import OutputConfig, TrainConfig
+from embedsvc.graph.fast import num_cores
+from embedsvc.outputs.kernels import TILE
+from embedsvc.outputs.sparse import ROW_OPTIMIZERS
+from embedsvc.ranking.examples import EXAMPLES, NextItem
+from embedsvc.training.events import SEQUENCES, Histories, relation_of
+from partitions.errors import ConfigError
+from partitions.graph import Graph, slots_of
+from partitions.memory import available_bytes
+
+_PROCESS_BYTES = 480_000_000  # interpreter, libraries and compiled kernels
+_INDEX_BYTES = 64  # a class: frequency, rank and alias 36, cell and its list 10, while built more
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """Bytes, by what they are for."""
+
+    rows: int  # of classes and of the input table, with their state
+    events: int
+    index: int
+    batch: int
+    commit: int
+    process: int = _PROCESS_BYTES
+    mapped: bool = False  # rows are in files, and not in the total
+
+    @property
+    def total(self) -> int:
+        parts = self.events + self.index + self.batch + self.commit + self.process
+        return parts if self.mapped else parts + self.rows
+
+    def __str__(self) -> str:
+        mb = {name: value / 1e6 for name, value in vars(self).items()}
+        rows = "" if self.mapped else f"rows {mb['rows']:,.0f}, "
+        files = f", and {mb['rows']:,.0f} MB of rows in mapped files" if self.mapped else ""
+        return (
+            f"memory plan: {self.total / 1e6:,.0f} MB ({rows}sequences {mb['events']:,.0f}, "
+            f"frequencies and index {mb['index']:,.0f}, batch {mb['batch']:,.0f}, "
+            f"commit {mb['commit']:,.0f}, process {mb['process']:,.0f}){files}"
+        )
+
+    def check(self, memory_mb: int | None) -> None:
+        """ConfigError where the plan can't fit."""
+        available = available_bytes(memory_mb)
+        if self.total <= available:
+            return
+        remedies = {
+            "events": ("sequences", "fewer or shorter walks, or fewer training edges"),
+            "index": ("frequencies and index", "fewer classes"),
+            "batch": ("work on a batch", "a smaller output.batch_size, head or samples"),
+            "commit": ("commits", "more partitions"),
+        }
+        if not self.mapped:
+            remedies["rows"] = ("rows", "output.mapped = true, a smaller output.dim")
+        largest = max(remedies, key=lambda part: int(getattr(self, part)))
+        what, remedy = remedies[largest]
+        raise ConfigError(
+            f"Training plans for {self.total / 1e6:,.0f} MB and {available / 1e6:,.0f} MB are "
+            f"free. Beside the program itself, {self.process / 1e6:,.0f} MB, most of it is for "
+            f"{what}, {getattr(self, largest) / 1e6:,.0f} MB: use {remedy}, or raise "
+            "train.memory_mb."
+        )
+
+
+def plan_output(
+    graph: Graph, output: OutputConfig, config: TrainConfig, folder: Path
+) -> OutputPlan:
+    """ConfigError where the disk below `folder` has no room for files that are mapped."""
+    relation = relation_of(graph, output)
+    num_classes = graph.num_entities(relation.rhs)
+    width = ROW_OPTIMIZERS.build(output.optimizer).state_width
+    rows = num_classes * 4 * (2 * output.dim + 1 + 2 * width)
+    is_lsh = output.kind == "lsh_softmax"
+    largest = max(
+        graph.num_rows(slot)
+        for name in {relation.lhs, relation.rhs}
+        for slot in slots_of(graph.entity_types[name])
+    )
+    plan = OutputPlan(
+        rows=rows,
+        events=_events_bytes(graph, output),
+        index=num_classes * (_INDEX_BYTES if is_lsh else 8),
+        batch=_batch_bytes(output, num_classes, config.threads or num_cores()),
+        commit=largest * 17,  # which rows are touched, by number; keys' hashes
+    )
+    mapped = output.mapped
+    if mapped == "auto":
+        mapped = plan.total > available_bytes(config.memory_mb)
+    if not mapped:
+        return plan
+    free = _disk_free(folder)
+    if rows > free:
+        raise ConfigError(
+            f"The rows of [output] take {rows / 1e6:,.0f} MB of files and {folder} has "
+            f"{free / 1e6:,.0f} MB of disk free: make room, or choose a smaller output.dim."
+        )
+    return OutputPlan(plan.rows, plan.events, plan.index, plan.batch, plan.commit, mapped=True)
+
+
+def _events_bytes(graph: Graph, output: OutputConfig) -> int:
+    """Of sequences, and of histories beside them; while they are read."""
+    relation, source = relation_of(graph, output), SEQUENCES.build(output.sequences)
+    kinds = [source] if isinstance(source, Histories) else [source, Histories()]
+    sizes = [kind.num_items(graph, relation) for kind in kinds]
+    times = 2 if graph.has_times else 1
+    # An owner's start, count and place while they are put together; starts of examples.
+    return sum(32 * owners + 8 * times * items for owners, items in sizes)
+
+
+def _batch_bytes(output: OutputConfig, num_classes: int, threads: int) -> int:
+    size, dim = output.batch_size, output.dim
+    examples = EXAMPLES.build(output.examples)
+    length = examples.max_history if isinstance(examples, NextItem) else 1
+    active = TILE * threads
+    if output.kind == "lsh_softmax":
+        active += min(output.head + output.retrieved + output.samples + size, num_classes)
+    unpooled = 6 * length * dim if output.tower not in ("mean", "recency") else 0
+    # Scores and rows of the active classes; histories, hidden vectors and gradients of each.
+    return 4 * (active * (size + dim) + size * (6 * length + unpooled + 4 * dim))
+
+
+def _disk_free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize

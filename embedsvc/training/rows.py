@@ -1,0 +1,188 @@
+"""Rows of `[output]` while they are learnt, and as tables of the checkpoint.
+
+    class rows    [w, b]    table of the classes' entity type
+    input rows    v         table TYPE.input, which nothing but training reads
+    query rows    [x, 1]    table of the other entity type: <[x, 1], [w, b]> is the layer's score
+
+An entity's rows begin where those of a graph's entities begin: at a function of the seed and the
+key. A mapped table lies in a file without a name, which vanishes with the process: pages in use
+are in memory, others are not, and neither are counted as the process's own.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embedsvc.config import ModelConfig
+from embedsvc.graph.initial import FreshOf, fresh_maker
+from partitions import durable
+from partitions.checkpoint import Checkpoint
+from partitions.durable import FileEntry
+from partitions.graph import Graph, slots_of
+from partitions.schema import Slot
+
+Floats = NDArray[np.float32]
+
+_BLOCK = 8192  # rows made at a time
+
+
+def first_rows(graph: Graph, dim: int, seed: int) -> FreshOf:
+    """Deviation 1 / sqrt(3 dim), as of numbers uniform within 1 / sqrt(dim)."""
+    return fresh_maker(graph, ModelConfig(dim=dim, init_scale=init_scale(dim)), seed)
+
+
+def init_scale(dim: int) -> float:
+    return float((3 * dim) ** -0.5)
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """The rows of an entity type, by id. weight: [rows, D]; bias: [rows] or [0]: there is none;
+    state: [rows, S], of the optimizer `optimizer`."""
+
+    weight: Floats
+    bias: Floats
+    state: Floats
+    optimizer: str
+
+    @staticmethod
+    def empty(
+        num_rows: int, dim: int, width: int, *, bias: bool, optimizer: str, folder: Path | None
+    ) -> "RowTable":
+        """width: S. folder: where to map files; None: in memory."""
+        weight = _zeros((num_rows, dim), folder)
+        state = _zeros((num_rows, width), folder)
+        return RowTable(weight, _zeros((num_rows * bias,), folder), state, optimizer)
+
+    @property
+    def dim(self) -> int:
+        """Of a stored row."""
+        return self.weight.shape[1] + (len(self.bias) > 0)
+
+    def fill(
+        self,
+        graph: Graph,
+        name: str,
+        at: str,
+        fresh: FreshOf,
+        stored: Mapping[Slot, FileEntry],
+        checkpoint: Checkpoint,
+    ) -> None:
+        """With what is stored under the type `at`, and fresh rows of the type `name` elsewhere."""
+        for slot in slots_of(graph.entity_types[name]):
+            start, num_rows = int(graph.starts[name][slot.partition]), graph.num_rows(slot)
+            make = fresh(slot)
+            for begin in range(0, num_rows, _BLOCK):
+                offsets = np.arange(begin, min(begin + _BLOCK, num_rows))
+                self._put(start + offsets, make(offsets))
+            entry = stored.get(Slot(at, slot.partition))
+            if entry is None:
+                continue
+            found = checkpoint.stored_rows(entry, num_rows, self.dim)
+            for block in found.blocks():
+                rows = start + found.rows[block]
+                self._put(rows, found.vectors[block])
+                if self.state.shape[1]:
+                    self.state[rows] = found.state[block].reshape(len(rows), -1)
+
+    def _put(self, rows: NDArray[np.int64], vectors: Floats) -> None:
+        dim = self.weight.shape[1]
+        self.weight[rows] = vectors[:, :dim]
+        if len(self.bias):
+            self.bias[rows] = vectors[:, dim]
+
+    def write(
+        self, graph: Graph, name: str, at: str, checkpoint: Checkpoint, token: int
+    ) -> dict[Slot, FileEntry]:
+        """The tables of type `name`, stored under the type `at`."""
+        entries = {}
+        for slot in slots_of(graph.entity_types[name]):
+            start = int(graph.starts[name][slot.partition])
+            part = slice(start, start + graph.num_rows(slot))
+            vectors = _Joined(self.weight[part], self.bias[part])
+            # An optimizer that keeps nothing doesn't say which rows it touched: all count as such.
+            state: Floats = np.broadcast_to(np.float32(1), graph.num_rows(slot))
+            if self.state.shape[1]:
+                state = self.state[part, 0] if self.state.shape[1] == 1 else self.state[part]
+            touched = np.not_equal(state, 0) if state.ndim == 1 else np.any(state, axis=1)
+            target = Slot(at, slot.partition)
+            entries[target] = checkpoint.write_rows(
+                target, token, vectors, state, touched, self.optimizer
+            )
+        return entries
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """tensors.Source of [w, b]."""
+
+    weight: Floats
+    bias: Floats
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return len(self.weight), self.weight.shape[1] + (len(self.bias) > 0)
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> Floats:
+        out = np.empty((len(rows), self.shape[1]), np.float32)
+        out[:, : self.weight.shape[1]] = self.weight[rows]
+        if len(self.bias):
+            out[:, -1] = self.bias[rows]
+        return out
+
+
+@dataclass(frozen=True)
+class _Made:
+    """tensors.Source of [x, 1], x = vector_of(first + row)."""
+
+    vector_of: Callable[[NDArray[np.int64]], torch.Tensor]
+    first: int
+    num_rows: int
+    dim: int
+    dtype = np.dtype(np.float32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.num_rows, self.dim
+
+    def __getitem__(self, rows: NDArray[np.int64], /) -> Floats:
+        out = np.ones((len(rows), self.dim), np.float32)
+        out[:, :-1] = self.vector_of(self.first + rows).numpy()
+        return out
+
+
+def write_queries(
+    vector_of: Callable[[NDArray[np.int64]], torch.Tensor],
+    dim: int,
+    graph: Graph,
+    name: str,
+    checkpoint: Checkpoint,
+    token: int,
+) -> dict[Slot, FileEntry]:
+    """Tables of [x, 1] for the type `name`, made as they are written; dim: of a stored row."""
+    entries = {}
+    for slot in slots_of(graph.entity_types[name]):
+        num_rows = graph.num_rows(slot)
+        made = _Made(vector_of, int(graph.starts[name][slot.partition]), num_rows, dim)
+        ones = np.broadcast_to(np.float32(1), num_rows)
+        entries[slot] = checkpoint.write_rows(
+            slot, token, made, ones, np.ones(num_rows, np.bool_), "none"
+        )
+    return entries
+
+
+def _zeros(shape: tuple[int, ...], folder: Path | None) -> Floats:
+    if folder is None or 0 in shape:
+        return np.zeros(shape, np.float32)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = durable.temporary_name(folder / "rows")
+    try:
+        found = np.memmap(path, np.float32, "w+", shape=shape)
+    finally:
+        path.unlink(missing_ok=True)  # the map keeps it until the process ends
+    return np.asarray(found)

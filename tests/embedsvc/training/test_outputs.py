@@ -1,0 +1,423 @@
+"""[output]: what comes next is learnt, into an ordinary checkpoint, in the same bits however a run
+was carried out or broken off."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embedsvc.config import ModelConfig, OutputConfig, TrainConfig
+from embedsvc.evaluation.recommend import evaluate_lists
+from embedsvc.export import export
+from embedsvc.trained import Trained
+from embedsvc.training import outputs, trainer
+from embedsvc.training.events import relation_of
+from embedsvc.training.output_plan import plan_output
+from embedsvc.training.trainer import METRICS
+from partitions import importer
+from partitions.checkpoint import MANIFEST, Checkpoint
+from partitions.config import GraphConfig
+from partitions.errors import ConfigError, DataError
+from partitions.graph import Graph, slots_of
+from partitions.schema import Slot
+
+MakeGraph = Callable[..., Graph]
+
+NUM_ITEMS, NUM_USERS, LENGTH = 60, 50, 9
+LSH: dict[str, Any] = {
+    "kind": "lsh_softmax",
+    "relation": "clicks",
+    "examples": {"name": "next_item", "max_history": 3},
+    "dim": 8,
+    "batch_size": 2,  # so that an epoch has two pieces
+    "head": 8,
+    "retrieved": 8,
+    "samples": 8,
+    # More cells than are near one, and classes that often move.
+    "retriever": {"name": "partition", "cells": 40, "check_every": 1},
+    "lr": 0.5,
+}
+CONFIG = TrainConfig(epochs=3, threads=1, commit_every_s=0)
+
+
+def an_output(**changes: object) -> OutputConfig:
+    settings = LSH | changes
+    if settings["kind"] == "full_softmax":
+        of_lsh = ("retriever", "head", "retrieved", "samples")
+        settings = {key: value for key, value in settings.items() if key not in of_lsh}
+    return OutputConfig.model_validate(settings)
+
+
+def but(config: TrainConfig, **changes: object) -> TrainConfig:
+    return TrainConfig.model_validate(config.model_dump() | changes)
+
+
+@pytest.fixture(scope="module")
+def graph(make_graph: MakeGraph) -> Graph:
+    """Each user clicks through a stretch of a ring of items; another relation is not learnt."""
+    rng = np.random.default_rng(1)
+    train, valid, test = [], [], []
+    for user, first in enumerate(rng.integers(0, NUM_ITEMS, NUM_USERS).tolist()):
+        stretch = [f"i{(first + at) % NUM_ITEMS}" for at in range(LENGTH + 2)]
+        clicks = [(f"u{user}", "clicks", item) for item in stretch]
+        train += clicks[:-2]
+        test.append(clicks[-2])  # what comes next
+        valid.append(clicks[-1])
+    train += [(f"i{at}", "tagged", f"t{at % 3}") for at in range(NUM_ITEMS)]
+    relations = {"clicks": ("user", "item"), "tagged": ("item", "tag")}
+    return make_graph({"train": train, "test": test, "valid": valid}, relations, {"user": 2})
+
+
+def contents(graph: Graph, folder: Path) -> dict[Any, bytes]:
+    """Every bit that training made."""
+    checkpoint = Checkpoint(folder)
+    manifest = checkpoint.read_manifest()
+    found: dict[Any, bytes] = {
+        name: array.tobytes()
+        for name, array in checkpoint.read_parameters(manifest.parameters).items()
+    }
+    for slot, entry in manifest.tables.items():
+        found[slot] = entry.sha256.encode()
+    found["progress"] = repr((manifest.progress.epoch, manifest.progress.done)).encode()
+    return found
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+
+
+# --- the outcome ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"retriever": "simhash"},
+        {"retriever": "none", "sampler": "log_uniform", "correction": "none"},
+        {"kind": "full_softmax", "optimizer": "sgd"},
+        {"tower": {"name": "attention"}, "hidden": 4, "optimizer": "adam_lite", "lr": 0.05},
+    ],
+    ids=str,
+)
+def test_what_follows_is_learnt(changes: dict[str, Any], graph: Graph, tmp_path: Path) -> None:
+    """The next item of a ring of 60: lists of 5 that knew nothing would hold .08 of them."""
+    config = but(CONFIG, epochs=8)
+    report = outputs.train(graph, tmp_path, an_output(**changes), config)
+    assert report.num_edges == 8 * NUM_USERS * (LENGTH - 1)
+    losses = [record["loss"] for record in records(tmp_path)]
+    assert losses[-1] < losses[0] / 2
+    lists = evaluate_lists(Trained(graph, tmp_path), "clicks", "test", 5)
+    assert lists.recall > 0.8 > 0.3 > lists.popular_recall
+
+
+def test_tables_give_the_scores_of_the_layer(graph: Graph, tmp_path: Path) -> None:
+    """<[x, 1], [w, b]>, x being made of the last three items: from the stored rows, by hand."""
+    output = an_output()
+    outputs.train(graph, tmp_path, output, CONFIG)
+    trained = Trained(graph, tmp_path)
+    stored = Checkpoint(tmp_path).read_manifest().tables
+    checkpoint = Checkpoint(tmp_path)
+    [slot] = slots_of(graph.entity_types["item"])
+    rows = checkpoint.read_table(
+        stored[slot._replace(entity_type="item.input")],
+        lambda offsets: np.zeros((len(offsets), 8), np.float32),
+        NUM_ITEMS,
+    ).vectors
+    parameters = checkpoint.read_parameters(trained.manifest.parameters)
+    items, users = (graph.all_keys(name).to_pylist() for name in ("item", "user"))
+    edges = trained.edges("train")
+    for user in range(NUM_USERS):
+        clicked = edges.rhs[(edges.lhs == user) & (edges.rel == graph.relation_id("clicks"))]
+        # Which three came last: the file is in the order of time, and so is a user's bucket.
+        x = rows[clicked[-3:]].mean(axis=0) + parameters["tower.bias"]
+        found = trained.gather("user", np.array([user])).numpy()[0]
+        np.testing.assert_allclose(found, [*x, 1], rtol=1e-5, atol=1e-6)
+    assert len(items) == NUM_ITEMS and len(users) == NUM_USERS
+    assert trained.vectors(slot).shape == (NUM_ITEMS, 9)
+    assert trained.entity_types == ["user", "item"]
+    assert [relation.name for relation in trained.relations] == ["clicks"]
+
+
+def test_what_was_not_learnt_is_not_exported(graph: Graph, tmp_path: Path) -> None:
+    outputs.train(graph, tmp_path / "c", an_output(), but(CONFIG, epochs=1))
+    trained = Trained(graph, tmp_path / "c")
+    files = export(trained, tmp_path / "vectors")
+    assert sorted(path.name for path in files) == ["item.parquet", "user.parquet"]
+    with pytest.raises(ConfigError, match="learnt no vectors of tag, only of user, item"):
+        export(trained, tmp_path / "tag.parquet", entity_type="tag")
+
+
+@pytest.mark.parametrize("sequences", ["histories", {"name": "walks", "length": 8}])
+def test_skip_grams_bring_together_what_is_near_and_users_are_means(
+    sequences: Any, graph: Graph, tmp_path: Path
+) -> None:
+    changes = {"sequences": sequences, "examples": {"name": "skip_gram", "window": 2}}
+    outputs.train(graph, tmp_path, an_output(**changes), but(CONFIG, epochs=4))
+    trained = Trained(graph, tmp_path)
+    assert evaluate_lists(trained, "clicks", "test", 5).recall > 0.3
+    checkpoint = Checkpoint(tmp_path)
+    [slot] = slots_of(graph.entity_types["item"])
+    entry = trained.manifest.tables[slot._replace(entity_type="item.input")]
+    found = checkpoint.stored_rows(entry, NUM_ITEMS, 8)
+    assert len(found.rows) == NUM_ITEMS
+    bias = checkpoint.read_parameters(trained.manifest.parameters)["tower.bias"]
+    edges = trained.edges("train")
+    clicked = edges.rhs[(edges.lhs == 7) & (edges.rel == graph.relation_id("clicks"))]
+    mean = found.vectors[clicked].mean(axis=0) + bias  # of all of them
+    np.testing.assert_allclose(
+        trained.gather("user", np.array([7])).numpy()[0, :-1], mean, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_relation_within_one_type_has_class_rows_only(
+    make_graph: MakeGraph, tmp_path: Path
+) -> None:
+    edges = [(f"i{at}", "next", f"i{(at + 1) % 40}") for at in range(40)]
+    ring = make_graph({"train": edges}, {"next": ("item", "item")})
+    walks = {"name": "walks", "length": 6, "per_entity": 4}
+    output = an_output(relation=None, sequences=walks, examples="skip_gram")
+    outputs.train(ring, tmp_path, output, CONFIG)
+    trained = Trained(ring, tmp_path)
+    assert sorted({slot.entity_type for slot in trained.manifest.tables}) == ["item", "item.input"]
+    rows = trained.vectors(slots_of(ring.entity_types["item"])[0])[:, :8]
+    keys = ring.all_keys("item").to_pylist()
+    at = {key: row for row, key in enumerate(keys)}
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    near = np.mean([unit[at[f"i{i}"]] @ unit[at[f"i{(i + 1) % 40}"]] for i in range(40)])
+    far = np.mean([unit[at[f"i{i}"]] @ unit[at[f"i{(i + 20) % 40}"]] for i in range(40)])
+    assert near > 0.5 > 0.2 > far
+
+
+# --- the same bits -------------------------------------------------------------------------------
+
+KINDS = [
+    {},
+    {"retriever": "simhash"},
+    {"kind": "full_softmax", "optimizer": "sgd", "tower": "attention", "hidden": 4},
+]
+
+
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_a_run_broken_off_after_each_epoch_has_the_same_bits(
+    changes: dict[str, Any], graph: Graph, tmp_path: Path
+) -> None:
+    output = an_output(**changes)
+    whole = outputs.train(graph, tmp_path / "whole", output, CONFIG)
+    for epochs in (1, 2, 3):
+        last = outputs.train(graph, tmp_path / "parts", output, but(CONFIG, epochs=epochs))
+    assert last.resumed and not whole.resumed and last.loss == whole.loss
+    assert contents(graph, tmp_path / "parts") == contents(graph, tmp_path / "whole")
+
+
+def test_mapped_rows_and_rare_commits_change_no_bit(graph: Graph, tmp_path: Path) -> None:
+    outputs.train(graph, tmp_path / "a", an_output(mapped=False), CONFIG)
+    outputs.train(graph, tmp_path / "b", an_output(mapped=True), but(CONFIG, commit_every_s=99))
+    a, b = (contents(graph, tmp_path / name) for name in "ab")
+    assert a == b
+    left = [path.name for path in (tmp_path / "b").iterdir() if ".tmp-" in path.name]
+    assert not left
+    again = outputs.train(graph, tmp_path / "b", an_output(mapped=False), CONFIG)
+    assert again.num_edges == 0  # free to differ, and nothing was left to do
+
+
+def test_another_seed_gives_other_rows(graph: Graph, tmp_path: Path) -> None:
+    outputs.train(graph, tmp_path / "a", an_output(), but(CONFIG, epochs=1))
+    outputs.train(graph, tmp_path / "b", an_output(), but(CONFIG, epochs=1, seed=2))
+    a, b = (contents(graph, tmp_path / name) for name in "ab")
+    assert all(a[slot] != b[slot] for slot in a if isinstance(slot, Slot))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_ten_kills_at_random_moments_change_no_bit(
+    mapped: bool, graph: Graph, tmp_path: Path, start_output: Any
+) -> None:
+    output = an_output(mapped=mapped)
+    for name in ("warm", "whole"):  # the first one waits for the server of forks
+        begin = time.monotonic()
+        unbroken = start_output(graph, tmp_path / name, output, CONFIG)
+        unbroken.join()
+        run_s = time.monotonic() - begin
+        assert unbroken.exitcode == 0
+    wanted = contents(graph, tmp_path / "whole")
+    pieces = len(records(tmp_path / "whole"))
+    assert pieces == 3 * 2
+    rng = np.random.default_rng(5)
+    num_killed = num_finished = 0
+    while num_killed < 10 or not num_finished:
+        folder = tmp_path / f"broken-{num_finished}"
+        process = start_output(graph, folder, output, CONFIG)
+        process.join(timeout=rng.uniform(0, 0.4) * run_s if num_killed < 10 else None)
+        process.kill()
+        process.join()
+        assert process.exitcode in (0, -9)
+        if process.exitcode:
+            num_killed += 1
+            continue
+        num_finished += 1
+        assert contents(graph, folder) == wanted
+        assert len({(r["epoch"], *r["bucket"]) for r in records(folder)}) == pieces
+        assert not [path for path in folder.rglob("*") if ".tmp-" in path.name]
+
+
+# --- stopping early, growing ---------------------------------------------------------------------
+
+
+def test_the_best_epoch_by_recall_is_kept(graph: Graph, tmp_path: Path) -> None:
+    config = but(CONFIG, epochs=40, early_stopping={"patience": 2})
+    report = outputs.train(graph, tmp_path, an_output(), config)
+    judged = {r["epoch"]: r["recall20"] for r in records(tmp_path) if "recall20" in r}
+    assert report.stopped_early and len(judged) < 40
+    assert judged[report.best_epoch] == max(judged.values())
+    best = evaluate_lists(Trained(graph, tmp_path), "clicks", "valid", 20)
+    assert best.recall == judged[report.best_epoch]
+
+
+def test_a_graph_that_grew_goes_on_with_its_new_classes(
+    make_graph: MakeGraph, tmp_path: Path
+) -> None:
+    def config_of(*paths: str) -> GraphConfig:
+        inputs = [{"path": path, "relation": "clicks", "split": "train"} for path in paths]
+        return GraphConfig.model_validate(
+            {
+                "data": tmp_path,
+                "gate": False,
+                "entities": {"user": {}, "item": {"partitions": 2}},
+                "relations": {"clicks": {"lhs": "user", "rhs": "item"}},
+                "inputs": inputs,
+            }
+        )
+
+    for name, items in (("a.tsv", range(30)), ("b.tsv", range(30, 45))):
+        lines = [f"u{u}\ti{i}\n" for u in range(20) for i in items if (u + i) % 4]
+        (tmp_path / name).write_text("".join(lines))
+    importer.import_graph(config_of("a.tsv"), tmp_path / "graph")
+    outputs.train(Graph(tmp_path / "graph"), tmp_path / "c", an_output(), but(CONFIG, epochs=2))
+    importer.import_graph(config_of("a.tsv", "b.tsv"), tmp_path / "graph", append=True)
+    grown = Graph(tmp_path / "graph")
+    report = outputs.train(grown, tmp_path / "c", an_output(), CONFIG)
+    assert report.resumed and report.num_edges == 20 * 45 * 3 // 4 - 20
+    trained = Trained(grown, tmp_path / "c")
+    assert trained.manifest.trained_batches == 1
+    rows = np.concatenate([trained.vectors(slot) for slot in slots_of(grown.entity_types["item"])])
+    assert rows.shape == (45, 9) and np.isfinite(rows).all()
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_the_plan_counts_what_is_held_and_says_what_would_help(
+    graph: Graph, tmp_path: Path
+) -> None:
+    folder = tmp_path / "not-yet"
+    held = plan_output(graph, an_output(mapped=False, dim=10_000), CONFIG, folder)
+    assert held.rows == NUM_ITEMS * 4 * (2 * 10_000 + 1 + 2)
+    mapped = plan_output(graph, an_output(mapped=True, dim=10_000), CONFIG, folder)
+    assert held.total - mapped.total == held.rows and "in mapped files" in str(mapped)
+    with pytest.raises(ConfigError, match=r"for rows, 9,000 MB: use output\.mapped = true"):
+        replace(held, rows=9 * 10**9).check(600)
+    with pytest.raises(ConfigError, match=r"for work on a batch, .*: use a smaller output\.batch"):
+        outputs.train(graph, folder, an_output(dim=10_000_000), but(CONFIG, memory_mb=600))
+    with pytest.raises(ConfigError, match=r"has .* of disk free: make room"):
+        plan_output(graph, an_output(mapped=True, dim=1 << 50), CONFIG, folder)
+    assert not folder.exists()
+    room = but(CONFIG, memory_mb=round(mapped.total / 1e6) + 1)
+    assert plan_output(graph, an_output(dim=10_000), room, folder).mapped
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "no such relation": ({"relation": "click"}, r"names the relation click,.* Did you mean clicks"),
+    "several relations": ({"relation": None}, r"relation is missing: choose one of clicks, tagged"),
+    "nothing follows": ({"relation": "tagged"}, r"no sequence of tagged longer than 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_gives_nothing_to_learn_is_refused(name: str, graph: Graph, tmp_path: Path) -> None:
+    changes, message = REFUSED[name]
+    with pytest.raises((ConfigError, DataError), match=message):
+        outputs.train(graph, tmp_path / "c", an_output(**changes), CONFIG)
+    assert not (tmp_path / "c" / MANIFEST).exists()
+
+
+def test_a_softmax_of_one_class_is_refused(make_graph: MakeGraph) -> None:
+    one = make_graph(
+        {"train": [("u", "buys", "i"), ("v", "buys", "i")]}, {"buys": ("user", "item")}
+    )
+    with pytest.raises(DataError, match="has 1 item entities: a softmax chooses among at least 2"):
+        relation_of(one, an_output(relation=None))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.2}, r"begun with output\.lr = 0\.5, now it is 0\.2"),
+        ({"dim": 9}, r"begun with output\.dim = 8, now it is 9"),
+    ],
+)
+def test_resuming_with_another_setting_is_refused_by_its_name(
+    changes: dict[str, Any], message: str, graph: Graph, tmp_path: Path
+) -> None:
+    outputs.train(graph, tmp_path, an_output(), but(CONFIG, epochs=1))
+    with pytest.raises(ConfigError, match=message):
+        outputs.train(graph, tmp_path, an_output(**changes), CONFIG)
+
+
+def test_a_checkpoint_of_the_other_kind_is_refused(graph: Graph, tmp_path: Path) -> None:
+    outputs.train(graph, tmp_path / "a", an_output(), but(CONFIG, epochs=1))
+    with pytest.raises(ConfigError, match=r"was begun with \[output\]\. Change that back"):
+        trainer.train(graph, tmp_path / "a", ModelConfig(dim=9), CONFIG)
+    trainer.train(graph, tmp_path / "b", ModelConfig(dim=9), but(CONFIG, epochs=1))
+    with pytest.raises(ConfigError, match=r"was begun without \[output\], now there is one"):
+        outputs.train(graph, tmp_path / "b", an_output(), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("model", "train", "message"),
+    [
+        ({"dim": 5}, {}, r"shop\.toml: \[model\] dim does not apply .*: set output\.dim"),
+        ({"operator": "diagonal"}, {}, r"\[model\] operator does not apply .*: remove it"),
+        ({}, {"epochs": 3, "lr": 0.2}, r"\[train\] lr does not apply .*: set output\.lr"),
+        ({}, {"negatives": {"uniform": 5}}, r"\[train\] negatives does not apply"),
+        (
+            {},
+            {"early_stopping": {"metric": "mrr"}},
+            r"\[train\.early_stopping\] metric .*Recall@20",
+        ),
+    ],
+)
+def test_settings_that_do_not_apply_are_named(
+    model: dict[str, Any], train: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        outputs.check_covered(
+            "shop.toml", ModelConfig.model_validate(model), TrainConfig.model_validate(train)
+        )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dim": 5}, "kind is missing"),
+        ({"kind": "lsh_softmax", "tower": "men"}, "Did you mean mean"),
+        ({"kind": "lsh_softmax", "examples": {"name": "next_item", "window": 2}}, "window"),
+        ({"kind": "lsh_softmax", "examples": "skip_gram", "tower": "attention"}, "leave tower"),
+        ({"kind": "lsh_softmax", "sequences": {"name": "walks", "length": 1}}, "length of 2"),
+        ({"kind": "full_softmax", "head": 5}, "head is of lsh_softmax"),
+    ],
+)
+def test_mistakes_in_the_table_are_named(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OutputConfig.model_validate(settings)
+
+
+def test_divergence_is_said_and_leaves_the_last_commit(graph: Graph, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"Training diverged in epoch 1: .*Lower output\.lr"):
+        outputs.train(graph, tmp_path, an_output(optimizer="sgd", lr=1e30), CONFIG)
