@@ -224,6 +224,9 @@ class TrainConfig(Table):
         return self
 
 
+_OF_LSH = ("head", "retrieved", "train_probes", "samples", "retriever", "sampler", "correction")
+
+
 class OutputConfig(Table):
     """`[output]`: learn what comes next from sequences, by a softmax over all entities of a type,
     instead of vectors from single edges. Takes the place of `[model]`."""
@@ -253,8 +256,10 @@ class OutputConfig(Table):
     """Step size of the rows that histories are made of, and of the rest of the tower; unset: lr."""
     head: Annotated[int, Field(ge=0)] = 1024
     """lsh_softmax: most frequent classes that every step looks at."""
-    retrieved: Annotated[int, Field(ge=0)] = 1024
-    """lsh_softmax: classes a step that the retriever finds, at most."""
+    retrieved: Annotated[int, Field(ge=0)] = 8
+    """lsh_softmax: classes that the retriever finds for each example of a batch."""
+    train_probes: Annotated[int, Field(ge=1)] | None = None
+    """lsh_softmax: cells that it looks into for that; unset: so that it sees some 2,500 classes."""
     samples: Annotated[int, Field(ge=0)] = 1024
     """lsh_softmax: classes drawn a step."""
     retriever: Spec = "partition"
@@ -287,7 +292,7 @@ class OutputConfig(Table):
         _buildable(SAMPLERS, self.sampler)
         if self.retriever != "none":
             _buildable(RETRIEVERS, self.retriever)
-        for name in ("head", "retrieved", "samples", "retriever", "sampler", "correction"):
+        for name in _OF_LSH:
             changed = getattr(self, name) != type(self).model_fields[name].default
             if self.kind == "full_softmax" and changed:
                 raise ValueError(f"{name} is of lsh_softmax: remove it, or choose that kind")

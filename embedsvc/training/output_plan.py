@@ -119,7 +119,8 @@ def _batch_bytes(output: OutputConfig, num_classes: int, threads: int) -> int:
     length = examples.max_history if isinstance(examples, NextItem) else 1
     active = TILE * threads
     if output.kind == "lsh_softmax":
-        active += min(output.head + output.retrieved + output.samples + size, num_classes)
+        found = size * (1 + output.retrieved)  # targets, and what is retrieved
+        active += min(output.head + found + output.samples, num_classes)
     unpooled = 6 * length * dim if output.tower not in ("mean", "recency") else 0
     # Scores and rows of the active classes; histories, hidden vectors and gradients of each.
     return 4 * (active * (size + dim) + size * (6 * length + unpooled + 4 * dim))

@@ -220,6 +220,7 @@ class _Trainer:
             retriever=None if output.retriever == "none" else output.retriever,
             head=output.head,
             retrieved=output.retrieved,
+            train_probes=output.train_probes,
             samples=output.samples,
             sampler=output.sampler,
             frequencies=np.ones(1),
@@ -280,9 +281,6 @@ class _Trainer:
         return self.stopping.stopped
 
     def _train_piece(self, lease: Lease, ledger: Ledger, examples_left: int) -> None:
-        number = lease.epoch * self.num_pieces + lease.bucket.rhs
-        if isinstance(self.layer, LSHSoftmax) and number and number & (number - 1) == 0:
-            self.layer.rebuild()  # an index of rows that had learnt little: after 1, 2, 4, 8, ...
         ledger.open(lease, self._size(lease.bucket), examples_left)
         first = lease.bucket.rhs * self.piece_batches
         batches = self.events.examples.batches(
@@ -358,11 +356,16 @@ class _Trainer:
             if value.requires_grad:
                 found[f"tower.{name}"] = value.detach().numpy()
                 found[f"tower.{name}.sum"] = self.optimizer.state[value]["sum"].numpy()
+        found |= {f"layer.{name}": value.numpy() for name, value in self._counters().items()}
         if isinstance(self.layer, LSHSoftmax):
-            found["num_steps"] = self.layer.num_steps.numpy()
             state = self.layer.get_extra_state()
             found |= {f"retriever.{name}": array.numpy() for name, array in state.items()}
         return found
+
+    def _counters(self) -> dict[str, Tensor]:
+        """What the layer keeps beside its rows and what follows from the data."""
+        known = {"optimizer_state", "frequencies", "removed"}
+        return {name: value for name, value in self.layer.named_buffers() if name not in known}
 
     @torch.no_grad()
     def _load(self, arrays: Mapping[str, NDArray[Any]], *, with_retriever: bool) -> None:
@@ -374,15 +377,16 @@ class _Trainer:
                 self.optimizer.state[value]["sum"].copy_(
                     torch.from_numpy(arrays[f"tower.{name}.sum"])
                 )
-        if isinstance(self.layer, LSHSoftmax):
-            self.layer.num_steps.copy_(torch.from_numpy(arrays["num_steps"]))
-            state = {
-                name.removeprefix("retriever."): torch.from_numpy(array)
-                for name, array in arrays.items()
-                if name.startswith("retriever.")
-            }
-            if with_retriever:
-                self.layer.set_extra_state(state)
+        for name, counter in self._counters().items():
+            counter.copy_(torch.from_numpy(arrays[f"layer.{name}"]))
+        if isinstance(self.layer, LSHSoftmax) and with_retriever:
+            self.layer.set_extra_state(
+                {
+                    name.removeprefix("retriever."): torch.from_numpy(array)
+                    for name, array in arrays.items()
+                    if name.startswith("retriever.")
+                }
+            )
 
     # --- pieces
 

@@ -36,10 +36,9 @@ LSH: dict[str, Any] = {
     "dim": 8,
     "batch_size": 2,  # so that an epoch has two pieces
     "head": 8,
-    "retrieved": 8,
+    "retrieved": 2,
     "samples": 8,
-    # More cells than are near one, and classes that often move.
-    "retriever": {"name": "partition", "cells": 40, "check_every": 1},
+    "retriever": {"name": "partition", "check_every": 2},
     "lr": 0.5,
 }
 CONFIG = TrainConfig(epochs=3, threads=1, commit_every_s=0)
