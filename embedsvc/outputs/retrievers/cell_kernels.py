@@ -1,14 +1,35 @@
-"""Kernels of the learned partition (partition.py): rows into cells, and queries through them.
+"""Kernels of the cells of a partition (cells.py): means, and rows that move between them.
 
-Letters: C classes, D dimension, E = D + 2, K cells, Q queries, P probes, n rows.
+Letters: C classes, D dimension, E = D + 2, K cells, n rows.
 """
+
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from embedsvc.compiled import jit
-from embedsvc.outputs.retrievers.products import round_rows
+from embedsvc.outputs.retrievers.visits import put_row
 
-_BLOCK = 64  # scores looked at together
+
+class View(NamedTuple):
+    """Weights and biases less their means; length: m, of which longer rows lack nothing."""
+
+    weight: Any  # float32 [C, D]
+    bias: Any  # float32 [C]
+    mean: Any  # float32 [D]
+    mean_bias: Any  # float32
+    length: Any  # float32
+
+
+class Means(NamedTuple):
+    """Of cells: means, mean squared distances from them per coordinate (the last one left out),
+    half their squared lengths, and the first D coordinates as products want them."""
+
+    center: Any  # float32 [K, E]
+    variance: Any  # float32 [K]
+    half: Any  # float32 [K]
+    tiles: Any  # uint32 [.., T, 256], as in visits.Centers; or none
+    plain: Any  # float32 [K, D], or none
 
 
 def _jit(function):  # type: ignore[no-untyped-def]
@@ -16,27 +37,19 @@ def _jit(function):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def augment(weight, bias, ids, mean, mean_bias, length, rows):  # type: ignore[no-untyped-def]
-    dim = weight.shape[1]
+def augment(view, ids, rows):  # type: ignore[no-untyped-def]
+    dim = view.mean.size
     for i in range(ids.size):
-        row, out = weight[ids[i]], rows[i]
+        row, out = view.weight[ids[i]], rows[i]
         for d in range(dim):
-            out[d] = row[d] - mean[d]
+            out[d] = row[d] - view.mean[d]
         squares = np.float32(0)
         for d in range(dim):  # apart: a loop that both stores and sums goes one by one
             squares += out[d] * out[d]
-        value = bias[ids[i]] - mean_bias
+        value = view.bias[ids[i]] - view.mean_bias
         rows[i, dim] = value
         squares += value * value
-        rows[i, dim + 1] = np.sqrt(max(length * length - squares, np.float32(0)))
-
-
-@_jit
-def centered(weight, bias, ids, mean, mean_bias, rows, offset):  # type: ignore[no-untyped-def]
-    for i in range(ids.size):
-        for d in range(mean.size):
-            rows[i, d] = weight[ids[i], d] - mean[d]
-        offset[i] = bias[ids[i]] - mean_bias
+        rows[i, dim + 1] = np.sqrt(max(view.length * view.length - squares, np.float32(0)))
 
 
 @_jit
@@ -47,235 +60,58 @@ def add_to(sums, cell, rows):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def nearest(scores, rows, ends, half, out):  # type: ignore[no-untyped-def]
-    """scores: of the first D coordinates, mutated; ends: float32 [2, K], the centers' others."""
-    dim = rows.shape[1] - 2
-    for i in range(scores.shape[0]):
-        a, b = rows[i, dim], rows[i, dim + 1]
-        row = scores[i]
-        for c in range(row.size):
-            row[c] += a * ends[0, c] + b * ends[1, c] - half[c]
-        best, which = np.float32(-np.inf), 0
-        for begin in range(0, row.size, _BLOCK):
-            block = row[begin : begin + _BLOCK]
-            if _any_above(block, best):
-                for c in range(block.size):
-                    if block[c] > best:
-                        best, which = block[c], begin + c
-        out[i] = which
-
-
-@_jit
-def _any_above(block, lowest):  # type: ignore[no-untyped-def]
-    """Most blocks hold nothing of interest: this looks at 16 numbers at a time."""
-    hits = np.int32(0)
-    for j in range(block.size):
-        hits = np.int32(hits + np.int32(block[j] > lowest))
-    return hits > 0
-
-
-@_jit
-def relocate(  # type: ignore[no-untyped-def]
-    weight,
-    bias,
-    ids,
-    mean,
-    mean_bias,
-    length,
-    near,
-    size,
-    center,
-    variance,
-    half,
-    rounded,
-    cell,
-    new,
-):
+def relocate(view, ids, near, size, means, cell, new):  # type: ignore[no-untyped-def]
     """new: written: of each id the nearest of the cells near its own; the same if it is in none."""
-    rows = np.empty((1, center.shape[1]), np.float32)
+    rows = np.empty((1, means.center.shape[1]), np.float32)
     row = rows[0]
     for i in range(ids.size):
         own = cell[ids[i]]
         new[i] = own
         if own < 0 or own >= near.shape[0]:
             continue
-        augment(weight, bias, ids[i : i + 1], mean, mean_bias, length, rows)
+        augment(view, ids[i : i + 1], rows)
         best, which = np.float32(-np.inf), own
         for n in range(near.shape[1]):
             c = near[own, n]
-            other = center[c]
-            score = -half[c]
+            other = means.center[c]
+            score = -means.half[c]
             for d in range(row.size):
                 score += row[d] * other[d]
             if score > best:
                 best, which = score, c
         new[i] = which
-        follow(rows, new[i : i + 1], size, center, variance, half, rounded)
+        follow(rows, new[i : i + 1], size, means)
 
 
 @_jit
-def follow(rows, cell, size, center, variance, half, rounded):  # type: ignore[no-untyped-def]
-    """Each row seen moves its cell's mean and variance by one part in the cell's size.
-
-    rounded: [K, D], what products use of the means.
-    """
-    width = center.shape[1]
-    plain = np.empty((1, width - 2), np.float32)
+def follow(rows, cell, size, means):  # type: ignore[no-untyped-def]
+    """Each row seen moves its cell's mean and variance by one part in the cell's size."""
+    width = means.center.shape[1]
     for i in range(cell.size):
         c = cell[i]
-        own, row = center[c], rows[i]
+        own, row = means.center[c], rows[i]
         rate = np.float32(1) / np.float32(max(size[c], 1))
-        squares, distance = np.float32(0), np.float32(0)
+        distance = np.float32(0)
         last = row[width - 1] - own[width - 1]
         for d in range(width):
             distance += (row[d] - own[d]) * (row[d] - own[d])
         for d in range(width):
             own[d] += rate * (row[d] - own[d])
+        inside = max(distance - last * last, np.float32(0)) / np.float32(width - 2)
+        means.variance[c] += rate * (inside - means.variance[c])
+        derive(c, c + 1, means)
+
+
+@_jit
+def derive(first, last, means):  # type: ignore[no-untyped-def]
+    """What products need, of the centers of cells from `first` to before `last`."""
+    width = means.center.shape[1]
+    for c in range(first, last):
+        own, squares = means.center[c], np.float32(0)
         for d in range(width):
             squares += own[d] * own[d]
-        half[c] = squares / 2
-        inside = max(distance - last * last, np.float32(0)) / np.float32(width - 2)
-        variance[c] += rate * (inside - variance[c])
-        for d in range(width - 2):
-            plain[0, d] = own[d]
-        if rounded.itemsize == 2:
-            round_rows(plain, rounded[c : c + 1])
+        means.half[c] = squares / 2
+        if means.tiles.size:
+            put_row(means.center, c * width, width - 2, c, means.tiles)
         else:
-            rounded[c] = plain[0]
-
-
-@_jit
-def add_reach(queries, reach, scores):  # type: ignore[no-untyped-def]
-    for q in range(queries.shape[0]):
-        squares = np.float32(0)
-        for d in range(queries.shape[1]):
-            squares += queries[q, d] * queries[q, d]
-        length = np.sqrt(squares)
-        for c in range(reach.shape[1]):
-            scores[q, c] += reach[0, c] + length * reach[1, c]
-
-
-@_jit
-def replace_root(best, which, score, number):  # type: ignore[no-untyped-def]
-    """best is a heap, its lowest at the root."""
-    at, size = 0, best.size
-    while True:
-        child = 2 * at + 1
-        if child >= size:
-            break
-        if child + 1 < size and best[child + 1] < best[child]:
-            child += 1
-        if best[child] >= score:
-            break
-        best[at], which[at] = best[child], which[child]
-        at = child
-    best[at], which[at] = score, number
-
-
-@_jit
-def keep(scores, offset, ids, queries, best, which):  # type: ignore[no-untyped-def]
-    """Offer score + offset of each id to its query's heap; scores are mutated."""
-    for i in range(scores.shape[0]):
-        q = queries[i]
-        row = scores[i]
-        for j in range(row.size):
-            row[j] += offset[j]
-        for begin in range(0, row.size, _BLOCK):
-            block = row[begin : begin + _BLOCK]
-            if _any_above(block, best[q, 0]):
-                for j in range(block.size):
-                    if block[j] > best[q, 0]:
-                        replace_root(best[q], which[q], block[j], ids[begin + j])
-
-
-@_jit
-def choose(scores, probe):  # type: ignore[no-untyped-def]
-    """The cells of the highest scores, in any order."""
-    best = np.empty(probe.shape[1], np.float32)
-    for q in range(scores.shape[0]):
-        best[:] = -np.inf
-        for begin in range(0, scores.shape[1], _BLOCK):
-            block = scores[q, begin : begin + _BLOCK]
-            if _any_above(block, best[0]):
-                for c in range(block.size):
-                    if block[c] > best[0]:
-                        replace_root(best, probe[q], block[c], begin + c)
-
-
-@_jit
-def scan_cells(  # type: ignore[no-untyped-def]
-    query, center, reach, probes, rows, offset, ids, start, size, best, which
-):
-    """For one query, rows and centers of bfloat16: the best of its cells and of the pinned."""
-    num_cells = center.shape[0]
-    scores = np.empty((1, num_cells), np.float32)
-    _scan(center, query[0], scores[0])
-    add_reach(query, reach, scores)
-    cells = np.full((1, probes + 1), num_cells, np.int64)
-    choose(scores, cells[:, :probes])
-    none = np.zeros(1, np.int64)
-    for i in range(probes + 1):
-        begin = start[cells[0, i]]
-        end = begin + size[cells[0, i]]
-        found = np.empty((1, end - begin), np.float32)
-        _scan(rows[begin:end], query[0], found[0])
-        keep(found, offset[begin:end], ids[begin:end], none, best, which)
-
-
-@_jit
-def _scan(rows, query, out):  # type: ignore[no-untyped-def]
-    """out = rows query, rows of bfloat16."""
-    dim = query.size
-    bits = np.empty(dim, np.uint32)
-    wide = bits.view(np.float32)
-    for i in range(rows.shape[0]):
-        for d in range(dim):
-            bits[d] = np.uint32(rows[i, d]) << np.uint32(16)
-        total = np.float32(0)
-        for d in range(dim):
-            total += wide[d] * query[d]
-        out[i] = total
-
-
-@_jit
-def group(probe, num_cells, grouped):  # type: ignore[no-untyped-def]
-    """Queries by cell, into grouped; returns where each cell's end. All are in the last."""
-    size = np.zeros(num_cells + 1, np.int64)
-    for q in range(probe.shape[0]):
-        for p in range(probe.shape[1]):
-            if probe[q, p] >= 0:
-                size[probe[q, p]] += 1
-    size[num_cells] = probe.shape[0]
-    ends = np.cumsum(size)
-    place = ends - size
-    for q in range(probe.shape[0]):
-        for p in range(probe.shape[1]):
-            cell = probe[q, p]
-            if cell >= 0:
-                grouped[place[cell]] = q
-                place[cell] += 1
-        grouped[place[num_cells]] = q
-        place[num_cells] += 1
-    return ends
-
-
-@_jit
-def finish(best, which, spare, queries, weight, bias, ids, scores):  # type: ignore[no-untyped-def]
-    """Score the `spare` best candidates exactly, and put the best of them first."""
-    for q in range(best.shape[0]):
-        order = np.argsort(-best[q])[:spare]
-        exact = np.empty(order.size, np.float32)
-        for i in range(order.size):
-            c = which[q, order[i]]
-            if c < 0:
-                exact[i] = -np.inf
-                continue
-            total = np.float32(0)
-            for d in range(queries.shape[1]):
-                total += queries[q, d] * weight[c, d]
-            exact[i] = total + bias[c]
-        ranked = np.argsort(-exact)
-        for i in range(min(ids.shape[1], ranked.size)):
-            if which[q, order[ranked[i]]] >= 0:
-                ids[q, i] = which[q, order[ranked[i]]]
-                scores[q, i] = exact[ranked[i]]
+            means.plain[c] = own[: width - 2]

@@ -7,7 +7,8 @@ import numpy as np
 
 from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import Floats, Ids
-from embedsvc.outputs.retrievers.tables import in_parallel
+from embedsvc.outputs.retrievers.threads import in_parallel
+from embedsvc.outputs.retrievers.visits import ask_for
 
 OF_A_PROBE = 256  # proposals
 NONE = np.empty(0, np.int64)
@@ -41,30 +42,40 @@ def best_of(
 
     def work(part: slice) -> None:
         of_pinned = queries_QD[part] @ pinned_HD.T + bias_C[pinned_H]
-        _best_of(
-            *(weight_CD, bias_C, pinned_H, of_pinned, proposed_QL[part], queries_QD[part]),
-            *(ids[part], scores[part]),
-        )
+        _put_pinned(pinned_H, of_pinned, ids[part], scores[part])
+        rank(weight_CD, bias_C, proposed_QL[part], queries_QD[part], ids[part], scores[part])
 
     in_parallel(num_queries, work)
     return ids, scores
 
 
 @jit(fastmath={"contract", "reassoc"}, error_model="numpy")
-def _best_of(weight, bias, pinned, of_pinned, proposed, queries, ids, scores):  # type: ignore[no-untyped-def]
-    """of_pinned: [Q, H], scores; ids, scores: written."""
+def rank(weight, bias, proposed, queries, ids, scores):  # type: ignore[no-untyped-def]
+    """The best by exact scores; ids, scores: written, best first, where they hold -1 and -inf.
+
+    proposed: [Q, L], distinct in each row; -1 is none.
+    """
+    dim = queries.shape[1]
     for q in range(queries.shape[0]):
-        for i in range(pinned.size):
-            if of_pinned[q, i] > scores[q, -1]:
-                _insert(of_pinned[q, i], pinned[i], scores[q], ids[q])
-        for i in range(proposed.shape[1]):
-            c = proposed[q, i]
+        for c in proposed[q]:
+            if c >= 0:
+                ask_for(weight, c * dim, dim)
+        for c in proposed[q]:
             if c >= 0:
                 score = bias[c]
-                for d in range(queries.shape[1]):
+                for d in range(dim):
                     score += weight[c, d] * queries[q, d]
                 if score > scores[q, -1]:
                     _insert(score, c, scores[q], ids[q])
+
+
+@jit
+def _put_pinned(pinned, of_pinned, ids, scores):  # type: ignore[no-untyped-def]
+    """of_pinned: [Q, H], scores; ids, scores: written."""
+    for q in range(of_pinned.shape[0]):
+        for i in range(pinned.size):
+            if of_pinned[q, i] > scores[q, -1]:
+                _insert(of_pinned[q, i], pinned[i], scores[q], ids[q])
 
 
 @jit

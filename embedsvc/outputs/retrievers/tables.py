@@ -9,23 +9,19 @@ Letters: C classes, T tables, Q queries, n rows.
 """
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from embedsvc.compiled import jit
-from embedsvc.graph.fast import num_cores
 from embedsvc.outputs.retrievers.lists import Lists
+from embedsvc.outputs.retrievers.threads import in_parallel
 from partitions.errors import ConfigError
 
 Ids = NDArray[np.int64]
 Keys = NDArray[np.uint32]
 
 MOST_KEYS = 2**24  # a table: 16 B each, whether used or not
-_FEW = 32  # queries that one thread answers sooner than two
-_NO_IDS = np.empty(0, np.int64)
 
 
 class Tables:
@@ -101,17 +97,6 @@ def check_num_keys(retriever: str, keys: float) -> None:
             f"retriever {retriever}: its settings make {keys:.3g} keys a table, "
             f"and {MOST_KEYS} are the most. Take fewer bits or codes a key."
         )
-
-
-def in_parallel(count: int, work: Any) -> None:
-    """work(slice) of range(count), a slice for each core."""
-    threads = min(num_cores(), count // _FEW)
-    if threads <= 1:
-        work(slice(0, count))
-        return
-    edges = [count * i // threads for i in range(threads + 1)]
-    with ThreadPoolExecutor(threads, "retrieve") as pool:
-        list(pool.map(work, map(slice, edges[:-1], edges[1:])))
 
 
 @jit

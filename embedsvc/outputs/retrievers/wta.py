@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
 from embedsvc.outputs.retrievers.proposals import NONE, OF_A_PROBE, best_of, union
-from embedsvc.outputs.retrievers.tables import Keys, Tables, check_num_keys, in_parallel
+from embedsvc.outputs.retrievers.tables import Keys, Tables, check_num_keys
+from embedsvc.outputs.retrievers.threads import in_parallel
 from partitions.errors import ConfigError
 
 

@@ -1,0 +1,158 @@
+"""Cells of rows by k-means, and their means, which follow the rows.
+
+Rows are r = [w, b] without their mean, which every class scores alike; a query is [x, 1]. Nearness
+is not a high inner product, as long rows win from afar, so k-means sees one more coordinate, the
+length that a row lacks (Bachrach et al. 2014): r' = [w, b, sqrt(m^2 - |r|^2)]. The longest tenth of
+the rows lacks nothing: m is the length that nine tenths do not reach, since a few very long ones
+would leave all others nothing but that coordinate. So cells hold rows alike in direction and in
+length.
+
+Letters: C classes, D dimension, E = D + 2, K cells, N near cells, P probes, Q queries, n rows.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedsvc.outputs.retrievers import Floats, Ids
+from embedsvc.outputs.retrievers import cell_kernels as kernels
+from embedsvc.outputs.retrievers.cell_kernels import Means, View
+from embedsvc.outputs.retrievers.threads import in_parallel
+from embedsvc.outputs.retrievers.visits import Centers, choose, rows_for_products
+
+_CHUNK = 16_384  # rows read at a time
+_NEAR = 16  # cells that a touched class may move to at once
+_LONGEST = 0.9  # of the rows are no longer than m
+
+
+class Cells:
+    """A partition of space. view: of the rows, which whoever allocates them anew sets anew."""
+
+    def __init__(self, view: View, center_KE: Floats, variance_K: Floats, tiled: bool) -> None:
+        self.view = view
+        tiles, plain = rows_for_products(len(center_KE), center_KE.shape[1] - 2, tiled)
+        self.means = Means(center_KE, variance_K, np.empty_like(variance_K), tiles, plain)
+        kernels.derive(0, len(center_KE), self.means)
+        self.near_KN = self._near_cells()
+
+    @classmethod
+    def by_means(
+        cls, view: View, num_cells: int, sample: int, rounds: int, seed: int, tiled: bool
+    ) -> tuple["Cells", NDArray[np.int32]]:
+        """k-means of `sample` rows a cell; and the cell of each row, int32 [C]."""
+        num_rows, dim = view.weight.shape
+        rng = np.random.default_rng(seed)
+        some = rng.permutation(num_rows)[: sample * num_cells]
+        lengths = np.linalg.norm(_augmented(view, some)[:, : dim + 1], axis=1)
+        longest = np.float32(np.quantile(lengths, _LONGEST) if len(lengths) else 0)
+        view = view._replace(length=longest)
+        rows = _augmented(view, np.sort(some))
+        center_KE = rows[rng.permutation(len(rows))[:num_cells]]
+        if not num_rows:
+            center_KE = np.zeros((1, dim + 2), np.float32)
+        cells = cls(view, center_KE, np.zeros(len(center_KE), np.float32), tiled)
+        for _ in range(rounds):
+            cells._move_means(rows, rng)
+        cell_C = np.empty(num_rows, np.int32)
+        for begin in range(0, num_rows, _CHUNK):
+            ids = np.arange(begin, min(begin + _CHUNK, num_rows))
+            cell_C[ids] = cells.nearest(ids)
+        cells._measure(cell_C)
+        return cells, cell_C
+
+    def __len__(self) -> int:
+        return len(self.near_KN)
+
+    @property
+    def num_bytes(self) -> int:
+        return self.near_KN.nbytes + sum(array.nbytes for array in self.means)
+
+    def _move_means(self, rows: Floats, rng: np.random.Generator) -> None:
+        """A round of k-means."""
+        center_KE = self.means.center
+        cell = self._nearest(rows)
+        size = np.bincount(cell, minlength=len(center_KE))
+        sums = np.zeros(center_KE.shape)
+        kernels.add_to(sums, cell, rows)
+        center_KE[:] = sums / np.maximum(size, 1)[:, None]
+        # Cells of next to nothing are better used where the crowd is.
+        small = np.flatnonzero(size < len(rows) / len(size) / 8)
+        if len(small):
+            crowded = rng.choice(len(rows), len(small), p=size[cell] / size[cell].sum())
+            center_KE[small] = rows[crowded]
+        kernels.derive(0, len(center_KE), self.means)
+
+    def _measure(self, cell_C: NDArray[np.int32]) -> None:
+        """Means and variances of all cells, from all rows."""
+        center_KE = self.means.center
+        num_cells, width = center_KE.shape
+        size = np.bincount(cell_C, minlength=num_cells)
+        sums, squares = np.zeros((num_cells, width)), np.zeros(num_cells)
+        for begin in range(0, len(cell_C), _CHUNK):
+            cell = cell_C[begin : begin + _CHUNK]
+            rows = _augmented(self.view, np.arange(begin, begin + len(cell)))
+            kernels.add_to(sums, cell, rows)
+            squares += np.bincount(cell, (rows[:, :-1] ** 2).sum(axis=1), num_cells)
+        full = size > 0
+        center_KE[full] = sums[full] / size[full, None]
+        inner = (center_KE[:, :-1].astype(np.float64) ** 2).sum(axis=1)
+        variance = np.maximum(squares / np.maximum(size, 1) - inner, 0) / (width - 2)
+        self.means.variance[:] = np.where(full, variance, 0)
+        kernels.derive(0, num_cells, self.means)
+        self.near_KN = self._near_cells()
+
+    def _near_cells(self) -> NDArray[np.int32]:
+        """int32 [K, N]: of each center the nearest ones, itself among them."""
+        center_KE = self.means.center
+        num_cells, chunk = len(center_KE), _CHUNK // 16
+        near = np.empty((num_cells, min(_NEAR, num_cells)), np.int32)
+        for begin in range(0, num_cells, chunk):
+            distance = self.means.half - center_KE[begin : begin + chunk] @ center_KE.T
+            nearest = np.argpartition(distance, near.shape[1] - 1, axis=1)
+            near[begin : begin + chunk] = nearest[:, : near.shape[1]]
+        return near
+
+    def nearest(self, ids: Ids) -> NDArray[np.int32]:
+        """The cell whose mean is nearest to each of these rows."""
+        return self._nearest(_augmented(self.view, ids))
+
+    def _nearest(self, rows_nE: Floats) -> NDArray[np.int32]:
+        means, dim = self.means, rows_nE.shape[1] - 2
+        ends_2K = np.ascontiguousarray(means.center[:, dim:].T)
+        centers = Centers(means.tiles, means.plain, -means.half, ends_2K)
+        rows, ends = np.ascontiguousarray(rows_nE[:, :dim]), rows_nE[:, dim:].copy()
+        found = np.zeros((len(rows), 1), np.int64)
+
+        def work(part: slice) -> None:
+            best = np.full((part.stop - part.start, 1), -np.inf, np.float32)
+            choose(rows[part], ends[part], centers, best, found[part])
+
+        in_parallel(len(rows), work)
+        return found[:, 0].astype(np.int32)
+
+    def look_around(self, ids: Ids, cell_C: NDArray[np.int32], size: Any) -> NDArray[np.int32]:
+        """Of these rows the nearest of the cells near their own: all of them cost far more.
+
+        Means and variances take notice. size: of the cells.
+        """
+        cell = np.empty(len(ids), np.int32)
+        kernels.relocate(self.view, ids, self.near_KN, size, self.means, cell_C, cell)
+        return cell
+
+    def follow(self, ids: Ids, cell: NDArray[np.int32], size: Any) -> None:
+        """Means and variances take notice of rows that came into these cells."""
+        kernels.follow(_augmented(self.view, ids), cell, size, self.means)
+
+
+def seen_from_mean(weight_CD: Floats, bias_C: Floats) -> View:
+    mean_bias = np.float32(bias_C.mean() if len(bias_C) else 0)
+    mean_D = weight_CD.mean(axis=0, dtype=np.float32)
+    return View(weight_CD, bias_C, mean_D, mean_bias, np.float32(np.inf))
+
+
+def _augmented(view: View, ids: Ids) -> Floats:
+    """float32 [n, E]: w, b, and the length that is lacking; the mean taken off."""
+    rows = np.empty((len(ids), view.weight.shape[1] + 2), np.float32)
+    kernels.augment(view, ids, rows)
+    return rows
