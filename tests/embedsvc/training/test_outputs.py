@@ -2,6 +2,9 @@
 was carried out or broken off."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -327,6 +330,53 @@ def test_the_plan_counts_what_is_held_and_says_what_would_help(
     assert not folder.exists()
     room = but(CONFIG, memory_mb=round(mapped.total / 1e6) + 1)
     assert plan_output(graph, an_output(dim=10_000), room, folder).mapped
+
+
+_TRAIN_LIMITED = """
+import resource, sys
+limit = int(sys.argv[3])
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+from pathlib import Path
+from embedsvc.config import OutputConfig, TrainConfig
+from embedsvc.training.outputs import train
+from partitions.graph import Graph
+
+output = OutputConfig(
+    kind="lsh_softmax", relation="clicks", dim=256, mapped=sys.argv[4] == "yes"
+)
+config = TrainConfig(epochs=1, threads=1, memory_mb=10**6)
+print(train(Graph(Path(sys.argv[1])), Path(sys.argv[2]), output, config).num_edges)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only there RLIMIT_DATA counts mappings")
+def test_mapped_rows_three_times_the_memory_allowed_are_trained_to_the_end(
+    make_graph: MakeGraph, graph: Graph, tmp_path: Path
+) -> None:
+    """RLIMIT_DATA counts what a process may write to and shares with nobody; a mapped file is the
+    system's own to keep in memory or not."""
+    num_items, num_clicks = 1_000_000, 20_000
+    edges = [("shop", "has", f"i{at}") for at in range(num_items)]
+    edges += [(f"u{at % 2000}", "clicks", f"i{at}") for at in range(num_clicks)]
+    large = make_graph({"train": edges}, {"has": ("shop", "item"), "clicks": ("user", "item")})
+    limit = num_items * 4 * (2 * 256 + 1 + 2) // 3
+    # The first use of the kernels compiles them, for which so little is too little.
+    outputs.train(graph, tmp_path / "warm", an_output(), CONFIG)
+
+    def run(mapped: str) -> subprocess.CompletedProcess[str]:
+        arguments = [str(large.path), str(tmp_path / mapped), str(limit), mapped]
+        return subprocess.run(
+            [sys.executable, "-c", _TRAIN_LIMITED, *arguments],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+    mapped, held = run("yes"), run("no")
+    assert mapped.returncode == 0, mapped.stderr
+    assert mapped.stdout.split() == [str(num_clicks - 2000)]
+    assert held.returncode and "Unable to allocate" in held.stderr
 
 
 # --- mistakes ------------------------------------------------------------------------------------
