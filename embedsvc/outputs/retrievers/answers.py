@@ -6,8 +6,8 @@
     finish    exact scores of what was found, the best first by slices of queries
 
 A cell is left out that would have to hold a row further from its mean than almost any is, to be
-among the best found with the pinned classes. A thread takes a slice. Rows may be rounded to bfloat16, so that a few more than asked for are found
-and scored anew.
+among the best found with the pinned classes. A thread takes a slice. Rows may be rounded to
+bfloat16, so that a few more than asked for are found and scored anew.
 
 Letters: C classes, D dimension, K cells, N found, P probes, Q queries.
 """

@@ -11,8 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsvc.compiled import jit
+from embedsvc.outputs.retrievers.prefetch import ask_for
 
 Ids = NDArray[np.int64]
+
+_AHEAD = 8  # places
+_MOST = 256  # numbers of a list that are asked for: 1 KB
 
 
 class Space(NamedTuple):
@@ -38,6 +42,12 @@ class Lists:
     def members(self, number: int) -> NDArray[np.int32]:
         start = self.space.start[number]
         return self.space.ids[start : start + self.space.size[number]]
+
+    def in_order(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Members of one list after the other, and how many each has: what makes equal lists."""
+        all_lists = range(len(self.space.size))
+        members = [self.members(number) for number in all_lists]
+        return np.concatenate(members), self.space.size.copy()
 
     def insert(self, members: NDArray[Any], lists: NDArray[Any]) -> None:
         done = 0
@@ -84,9 +94,23 @@ def _copy(old, new):  # type: ignore[no-untyped-def]
 
 
 @jit
+def _ask_for_list(lists, i, space):  # type: ignore[no-untyped-def]
+    """Of some place soon where it lies, and of a nearer one what is in it."""
+    if i + 2 * _AHEAD < lists.size:
+        number = np.int64(lists[i + 2 * _AHEAD])
+        ask_for(space.start, number, 1)
+        ask_for(space.size, number, 1)
+        ask_for(space.room, number, 1)
+    if i + _AHEAD < lists.size:
+        number = np.int64(lists[i + _AHEAD])
+        ask_for(space.ids, space.start[number], min(np.int64(space.size[number]) + 1, _MOST))
+
+
+@jit
 def _insert(members, lists, space):  # type: ignore[no-untyped-def]
     """How many were inserted: all, or those before the one for which there is no room."""
     for i in range(members.size):
+        _ask_for_list(lists, i, space)
         number = lists[i]
         size = space.size[number]
         if size == space.room[number]:
@@ -107,6 +131,7 @@ def _insert(members, lists, space):  # type: ignore[no-untyped-def]
 def _remove(members, lists, space):  # type: ignore[no-untyped-def]
     """The place of the first that isn't in its list, else -1."""
     for i in range(members.size):
+        _ask_for_list(lists, i, space)
         number = lists[i]
         begin = space.start[number]
         last = begin + space.size[number] - 1

@@ -7,11 +7,8 @@ import numpy as np
 
 from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import Floats, Ids
+from embedsvc.outputs.retrievers.prefetch import ask_for
 from embedsvc.outputs.retrievers.threads import in_parallel
-from embedsvc.outputs.retrievers.visits import ask_for
-
-OF_A_PROBE = 256  # proposals
-NONE = np.empty(0, np.int64)
 
 
 def union(ids_QN: Ids) -> Ids:

@@ -12,7 +12,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "exact": {},
     "partition": {"cells": 8, "probes": 3, "check_every": 2},
     "simhash": {"bits": 4, "tables": 8, "check_every": 2},
-    "wta": {"permutations": 16, "window": 4, "bands": 8, "rebuild_every": 3},
+    "wta": {"permutations": 16, "window": 4, "bands": 8, "check_every": 2},
 }
 DIM = 12
 
