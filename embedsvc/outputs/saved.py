@@ -26,7 +26,7 @@ from partitions import tensors
 from partitions.durable import replacing
 from partitions.errors import DataError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)

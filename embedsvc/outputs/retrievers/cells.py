@@ -37,6 +37,18 @@ class Cells:
         self.near_KN = self._near_cells()
 
     @classmethod
+    def of_state(cls, view: View, state: dict[str, NDArray[Any]], tiled: bool) -> "Cells":
+        cells = cls(view, state["center"].copy(), state["variance"].copy(), tiled)
+        cells.means.half[:] = state["half"]
+        cells.near_KN = state["near"].copy()
+        return cells
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """Cells near and half lengths as well, which were of other centers, or summed otherwise."""
+        center, variance, half, *_ = self.means
+        return {"center": center, "variance": variance, "half": half, "near": self.near_KN}
+
+    @classmethod
     def by_means(
         cls, view: View, num_cells: int, sample: int, rounds: int, seed: int, tiled: bool
     ) -> tuple["Cells", NDArray[np.int32]]:

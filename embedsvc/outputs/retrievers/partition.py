@@ -86,12 +86,12 @@ class Partition:
             self._tiled,
         )
         self._touches = Touches(num_classes, self.check_every, self.seed)
-        self._fill_lists()
+        self._num_hard = 0
+        self._set_lists(np.arange(num_classes), self.cell_C)
 
-    def _fill_lists(self) -> None:
+    def _set_lists(self, ids: NDArray[Any], cell: NDArray[np.int32]) -> None:
         """The last list is of pinned classes."""
-        live = np.flatnonzero(self.cell_C >= 0)
-        self._lists = Lists(len(self._cells) + 1, live, self.cell_C[live])
+        self._lists = Lists(len(self._cells) + 1, ids, cell)
         self._copy.forget()
         self._kept_centers: Centers | None = None
 
@@ -222,26 +222,27 @@ class Partition:
     # --- saving -----------------------------------------------------------------------------------
 
     def state(self) -> dict[str, NDArray[Any]]:
-        means, view = self._cells.means, self._cells.view
-        return {
-            "cell": self.cell_C,
+        view = self._cells.view
+        members, size = self._lists.in_order()
+        return self._cells.state() | {
+            "members": members,
+            "size": size,
             "left": self._touches.left_C,
-            "center": means.center,
-            "variance": means.variance,
             "mean": view.mean,
             "scalars": np.array([view.mean_bias, view.length], np.float32),
             "num_hard": np.array(self._num_hard),
         }
 
     def load_state(self, state: dict[str, NDArray[Any]]) -> None:
-        self.cell_C = state["cell"].copy()
+        view = View(*self._rows, state["mean"].copy(), *state["scalars"])
+        self._cells = Cells.of_state(view, state, self._tiled)
+        cell = np.repeat(np.arange(len(state["size"]), dtype=np.int32), state["size"])
+        self.cell_C = np.full(len(state["left"]), -1, np.int32)
+        self.cell_C[state["members"]] = cell
         self._touches = Touches(len(self.cell_C), self.check_every, self.seed)
         self._touches.left_C[:] = state["left"]
-        view = View(*self._rows, state["mean"].copy(), *state["scalars"])
-        center, variance = state["center"].copy(), state["variance"].copy()
-        self._cells = Cells(view, center, variance, self._tiled)
         self._num_hard = int(state["num_hard"])
-        self._fill_lists()
+        self._set_lists(state["members"], cell)
 
 
 def _biases(weight_CD: Floats, bias_C: Floats | None) -> Floats:
