@@ -48,6 +48,14 @@ class Cells:
         center, variance, half, *_ = self.means
         return {"center": center, "variance": variance, "half": half, "near": self.near_KN}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: tiles begin with a cache line, which a copied array may not."""
+        tiled = self.means.tiles.size > 0
+        return {"view": self.view, "tiled": tiled, "state": self.state()}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__dict__ |= Cells.of_state(kept["view"], kept["state"], kept["tiled"]).__dict__
+
     @classmethod
     def by_means(
         cls, view: View, num_cells: int, sample: int, rounds: int, seed: int, tiled: bool

@@ -20,6 +20,14 @@ class Packed:
         self._tiled = tiled
         self.forget()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of this begins without one of the rows."""
+        return {"_tiled": self._tiled}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self._tiled = kept["_tiled"]
+        self.forget()
+
     @property
     def num_bytes(self) -> int:
         return sum(array.nbytes for array in self._copy)

@@ -72,6 +72,9 @@ class Partition:
         own = self.cell_C.nbytes + self._touches.left_C.nbytes
         return own + self._lists.num_bytes + self._cells.num_bytes + self._copy.num_bytes
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept_centers": None}
+
     # --- building ---------------------------------------------------------------------------------
 
     def fit(self, weight_CD: Floats, bias_C: Floats | None) -> None:

@@ -9,6 +9,7 @@ Letters: C classes, T tables, Q queries, n rows.
 """
 
 import threading
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,12 @@ class Tables:
         lists = (keys_CT[live] + self._base_T).T.ravel()
         self._lists = Lists(num_keys * keys_CT.shape[1], members, lists)
         self._scratch = threading.local()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_scratch"}
+
+    def __setstate__(self, kept: dict[str, Any]) -> None:
+        self.__dict__ |= kept | {"_scratch": threading.local()}
 
     def are_live(self, ids: Ids) -> NDArray[np.bool_]:
         """bool [n]: which of them are classes."""

@@ -1,5 +1,7 @@
 """What every retriever keeps to, whatever its method."""
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -188,6 +190,28 @@ def test_hard_classes_are_the_best_that_are_not_pinned(name: str) -> None:
         if per_query == 300 and (name == "exact" or (name == "partition" and probes == 8)):
             assert hard.tolist() == list(range(50, 200))
     assert retriever.hard(queries[:0], 4, 1).tolist() == []
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_copy_acts_as_the_original_and_leaves_it_alone(name: str, settled: bool) -> None:
+    weight, bias = rows(300)
+    queries, _ = rows(40, seed=1)
+    retriever = build(name)
+    retriever.fit(weight, bias)
+    retriever.top(queries, 5, 30, settled)
+    copies = [copy.deepcopy(retriever) for _ in range(4)]
+    copies.append(pickle.loads(pickle.dumps(retriever)))
+    before = retriever.top(queries, 5, 30, settled)
+    for other in copies:
+        other.rebind(weight.copy(), bias)
+        assert (other.top(queries, 5, 30, settled)[0] == before[0]).all()
+        other.touch(np.arange(100))
+        other.touch(np.arange(100))
+        other.remove(np.arange(200, 300))
+        assert (other.top(queries, 5, 30, settled)[0] < 200).all()
+    assert all(
+        (x == y).all() for x, y in zip(before, retriever.top(queries, 5, 30, settled), strict=True)
+    )
 
 
 @pytest.mark.parametrize("kind", [*RETRIEVERS, "partition in parts", "wta at intervals"])
