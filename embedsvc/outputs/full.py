@@ -11,7 +11,7 @@ Letters: B batch, C classes, D dimension, T labels of a row, K answers.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from embedsvc.graph.fast import num_cores
+from embedsvc.graph.products import fast_bfloat16
 from embedsvc.outputs import chunked, saved
 from embedsvc.outputs.chunked import TopK
 from embedsvc.outputs.fused import FullStep, Fused, FusedStep, first_bad
@@ -32,6 +33,7 @@ from embedsvc.outputs.sparse import (
 from partitions.errors import ConfigError, DataError, InputError
 
 Targets = Tensor | Sequence[Tensor]
+Products = Literal["float32", "bfloat16"]
 
 
 class Output(NamedTuple):
@@ -50,6 +52,8 @@ class FullSoftmax(nn.Module):
     be set anew at any time; they have no .grad, and no torch optimizer touches them. Gradients flow
     on into `hidden`. A forward pass in training mode is for one backward pass; of two forward
     passes before their backward passes, each uses the rows it has seen. Two threads use it in turn.
+    products = "bfloat16": of the fused step's matrices, rounded to 8 bits of precision on their way
+    into a product, where the processor is faster at that; sums, rows and updates are float32.
     fused = False: weight and bias are ordinary parameters for any torch optimizer, on any device.
 
     In eval mode nothing learns in backward.
@@ -67,6 +71,7 @@ class FullSoftmax(nn.Module):
         fused: bool = True,
         optimizer: str | dict[str, Any] = "rowwise_adagrad",
         lr: float = 0.1,
+        products: Products = "float32",
         threads: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -76,13 +81,17 @@ class FullSoftmax(nn.Module):
                 f"A softmax needs at least one feature and one class, found {in_features} and "
                 f"{n_classes}."
             )
+        if products not in ("float32", "bfloat16"):
+            raise ConfigError(f'products is {products!r}; it must be "float32" or "bfloat16".')
         self.in_features, self.fused, self.seed, self.lr = in_features, fused, seed, lr
         self.threads = num_cores() if threads is None else threads
         self._optimizer = ROW_OPTIMIZERS.build(optimizer)
+        self._halves = products == "bfloat16" and fast_bfloat16()
         self._settings: dict[str, Any] = {
             "bias": bias,
             "fused": fused,
             "optimizer": optimizer,
+            "products": products,
             "seed": seed,
         }
         self._spaces: list[Workspace] = []
@@ -158,13 +167,20 @@ class FullSoftmax(nn.Module):
         self._check_fused()
         hidden = hidden_BD.detach().contiguous().numpy()  # half of a fused step: the first pass
         step = FullStep.begin(
-            self._table(), Update(0, 0, 0), hidden, targets_BT.numpy(), Workspace(), self.threads
+            self._table(),
+            Update(0, 0, 0),
+            False,
+            hidden,
+            targets_BT.numpy(),
+            Workspace(),
+            self.threads,
         )
         return torch.from_numpy(step.log_prob.astype(np.float32))
 
     def _begin(self, hidden: Floats, targets: NDArray[np.int64], space: Workspace) -> FusedStep:
         update = self._optimizer.update(self.lr)
-        return FullStep.begin(self._table(), update, hidden, targets, space, self.threads)
+        table = self._table()
+        return FullStep.begin(table, update, self._halves, hidden, targets, space, self.threads)
 
     def _table(self) -> Table:
         weight, bias = self._arrays()

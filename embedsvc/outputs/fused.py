@@ -51,6 +51,7 @@ class FullStep:
 
     table: Table
     update: Update
+    halves: bool  # products are of bfloat16
     hidden: Floats  # [B, D]
     turned: Floats  # [D, B]
     targets: NDArray[np.int64]  # [B, T]
@@ -65,6 +66,7 @@ class FullStep:
         cls,
         table: Table,
         update: Update,
+        halves: bool,
         hidden: Floats,
         targets: NDArray[np.int64],
         space: Workspace,
@@ -82,6 +84,7 @@ class FullStep:
         def score(thread: int, first: int, last: int) -> None:
             kernels.score_all(
                 table,
+                halves,
                 first,
                 last,
                 turned,
@@ -96,7 +99,17 @@ class FullStep:
         log_total = join_totals(top, total)
         log_prob, num_labels = of_labels(label, targets, log_total)
         return cls(
-            table, update, hidden, turned, targets, log_total, log_prob, num_labels, bounds, space
+            table,
+            update,
+            halves,
+            hidden,
+            turned,
+            targets,
+            log_total,
+            log_prob,
+            num_labels,
+            bounds,
+            space,
         )
 
     def finish(self, weight: Floats, wanted: bool) -> Floats | None:
@@ -111,6 +124,7 @@ class FullStep:
             kernels.update_all(
                 self.table,
                 self.update,
+                self.halves,
                 first,
                 last,
                 self.hidden,

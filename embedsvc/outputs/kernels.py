@@ -7,6 +7,8 @@ through in tiles that stay in a core's cache between the products and the update
 Blocks hold classes in rows and the batch in columns: what is added to a class's scores is the same
 along a row, and sums over classes run along contiguous columns.
 
+halves: products are of factors rounded to bfloat16 (graph/products.py), their sums of float32.
+
 Letters: A active classes, B batch, C classes, D dimension, T labels of a row, n rows of a tile.
 """
 
@@ -16,6 +18,7 @@ import numpy as np
 
 from embedsvc.compiled import LOOSE_SUMS, jit
 from embedsvc.graph.kernels import exp, find
+from embedsvc.graph.products import multiply, new_room
 from embedsvc.prefetch import fetch_line
 
 SGD, ROWWISE_ADAGRAD, ADAM_LITE = range(3)
@@ -106,7 +109,7 @@ def fill_slots(ids, slots):  # type: ignore[no-untyped-def]
 
 @_jit
 def score_active(  # type: ignore[no-untyped-def]
-    table, first, last, active, shift, turned, at, rows, block, label, top, total
+    table, halves, first, last, active, shift, turned, at, rows, block, label, top, total
 ):
     """Scores of active[first:last], and their exponentials.
 
@@ -114,6 +117,7 @@ def score_active(  # type: ignore[no-untyped-def]
     Written: rows: [A, D]; block: [A, B], exp(score - top); label: [B, T], the targets' scores, of
     those in the slice; top: [B], highest scores; total: [B], sums of the exponentials.
     """
+    room = _room(halves, turned)
     for begin in range(first, last, TILE):
         end = min(begin + TILE, last)
         for i in range(begin, end):
@@ -122,7 +126,7 @@ def score_active(  # type: ignore[no-untyped-def]
             row = table.values[active[i]]
             for d in range(row.size):
                 rows[i, d] = row[d]
-        np.dot(rows[begin:end], turned, block[begin:end])
+        _product(rows[begin:end], turned, room, block[begin:end])
         for i in range(begin, end):
             add = -shift[i]
             if table.bias.size:
@@ -150,7 +154,20 @@ def score_active(  # type: ignore[no-untyped-def]
 
 @_jit
 def update_active(  # type: ignore[no-untyped-def]
-    table, update, first, last, active, hidden, at, scale, share, rows, block, work, grad_hidden
+    table,
+    update,
+    halves,
+    first,
+    last,
+    active,
+    hidden,
+    at,
+    scale,
+    share,
+    rows,
+    block,
+    work,
+    grad_hidden,
 ):
     """Gradients of active[first:last], and the update of their rows.
 
@@ -167,17 +184,41 @@ def update_active(  # type: ignore[no-untyped-def]
                 block[at[b, t], b] -= share[b]
     grad_hidden[:] = 0
     extra = work[TILE : TILE + hidden.shape[0]]
+    room = _room(halves, hidden)
     for begin in range(first, last, TILE):
         end = min(begin + TILE, last)
         if grad_hidden.shape[0]:
-            np.dot(block[begin:end].T, rows[begin:end], extra)
+            _turned_product(block[begin:end], rows[begin:end], room, extra)
             _add(grad_hidden, extra)
         grad = work[: end - begin]
-        np.dot(block[begin:end], hidden, grad)
+        _product(block[begin:end], hidden, room, grad)
         for i in range(begin, end):
             if i + _AHEAD < last:
                 _fetch(table, active[i + _AHEAD])
             _update_row(table, update, active[i], grad[i - begin], block[i])
+
+
+@_jit
+def _room(halves, hidden):  # type: ignore[no-untyped-def]
+    """For products of a tile of classes; of nothing where they are of float32."""
+    return new_room(TILE, hidden.shape[0], hidden.shape[1]) if halves else new_room(0, 0, 0)
+
+
+@_jit
+def _product(a, b, room, out):  # type: ignore[no-untyped-def]
+    if room.left.size:
+        multiply(a, False, b, False, room, out)
+    else:
+        np.dot(a, b, out)
+
+
+@_jit
+def _turned_product(a, b, room, out):  # type: ignore[no-untyped-def]
+    """out = a.T b"""
+    if room.left.size:
+        multiply(a, True, b, False, room, out)
+    else:
+        np.dot(a.T, b, out)
 
 
 @_jit
@@ -238,9 +279,9 @@ def _update_row(table, update, row, grad, slopes):  # type: ignore[no-untyped-de
 
 
 @_jit
-def _score_tile(table, begin, end, turned, block):  # type: ignore[no-untyped-def]
+def _score_tile(table, begin, end, turned, room, block):  # type: ignore[no-untyped-def]
     """block: [n, B], written: the scores of classes begin .. end - 1."""
-    np.dot(table.values[begin:end], turned, block)
+    _product(table.values[begin:end], turned, room, block)
     for i in range(end - begin):
         add = np.float32(0)
         if table.bias.size:
@@ -252,18 +293,21 @@ def _score_tile(table, begin, end, turned, block):  # type: ignore[no-untyped-de
 
 
 @_jit
-def score_all(table, first, last, turned, targets, work, label, top, total):  # type: ignore[no-untyped-def]
+def score_all(  # type: ignore[no-untyped-def]
+    table, halves, first, last, turned, targets, work, label, top, total
+):
     """What `score_active` does, for all classes first .. last - 1, which keeps no scores.
 
     targets: int64 [B, T], classes; work: [>= TILE, B].
     """
     raised = np.empty_like(top)
+    room = _room(halves, turned)
     top[:] = -_GONE
     total[:] = 0
     for begin in range(first, last, TILE):
         end = min(begin + TILE, last)
         block = work[: end - begin]
-        _score_tile(table, begin, end, turned, block)
+        _score_tile(table, begin, end, turned, room, block)
         for b in range(targets.shape[0]):
             for t in range(targets.shape[1]):
                 if begin <= targets[b, t] < end:
@@ -282,7 +326,20 @@ def score_all(table, first, last, turned, targets, work, label, top, total):  # 
 
 @_jit
 def update_all(  # type: ignore[no-untyped-def]
-    table, update, first, last, hidden, turned, targets, log_total, scale, share, work, more, grads
+    table,
+    update,
+    halves,
+    first,
+    last,
+    hidden,
+    turned,
+    targets,
+    log_total,
+    scale,
+    share,
+    work,
+    more,
+    grads,
 ):
     """What `update_active` does, for all classes first .. last - 1; scores are computed again.
 
@@ -290,11 +347,12 @@ def update_all(  # type: ignore[no-untyped-def]
     grads: [2, B, D], written: the gradient of the hidden vectors, and memory to work in.
     """
     grad_hidden, extra = grads[0], grads[1]
+    room = _room(halves, hidden)
     grad_hidden[:] = 0
     for begin in range(first, last, TILE):
         end = min(begin + TILE, last)
         block = work[: end - begin]
-        _score_tile(table, begin, end, turned, block)
+        _score_tile(table, begin, end, turned, room, block)
         for i in range(end - begin):
             for b in range(scale.size):
                 block[i, b] = exp(block[i, b] - log_total[b]) * scale[b]
@@ -302,9 +360,9 @@ def update_all(  # type: ignore[no-untyped-def]
             for t in range(targets.shape[1]):
                 if begin <= targets[b, t] < end:
                     block[targets[b, t] - begin, b] -= share[b]
-        np.dot(block.T, table.values[begin:end], extra)
+        _turned_product(block, table.values[begin:end], room, extra)
         _add(grad_hidden, extra)
         grad = more[: end - begin]
-        np.dot(block, hidden, grad)
+        _product(block, hidden, room, grad)
         for i in range(end - begin):
             _update_row(table, update, begin + i, grad[i], block[i])

@@ -25,7 +25,7 @@ from torch.nn import functional
 from embedsvc.outputs import chunked
 from embedsvc.outputs.active import Chooser, Correction, estimate
 from embedsvc.outputs.chunked import TopK
-from embedsvc.outputs.full import FullSoftmax
+from embedsvc.outputs.full import FullSoftmax, Products
 from embedsvc.outputs.fused import FusedStep
 from embedsvc.outputs.retrievers import RETRIEVERS, Retriever
 from embedsvc.outputs.sampling import SAMPLERS, LogUniform, key_of
@@ -39,7 +39,6 @@ from embedsvc.outputs.sparse import (
 )
 from partitions.errors import ConfigError, DataError
 
-
 _TOUCHES_A_CLASS = 8  # before a retriever built of random rows is built of what was learnt
 _LOOKED_AT = 2500  # classes a row: cells are as many as the root of the number of classes
 
@@ -50,9 +49,9 @@ class LSHSoftmax(FullSoftmax):
     head: so many of the most frequent classes are looked at in every step, and in every answer.
     samples: draws a step, of the others, shared by the batch; sampler: None is "unigram", in
     proportion to frequency^0.75, where there are frequencies, and else "log_uniform".
-    retriever: proposes classes outside the head, the `retrieved` best of each row of a batch, all of
-    which all rows look at, and answers topk; None: none are retrieved, and answers are exact.
-    train_probes: how hard it looks for them (`Retriever.hard`); None: among some 2,500 classes a row.
+    retriever: proposes classes outside the head, the `retrieved` best of each row of a batch, which
+    all rows then look at, and answers topk; None: none are retrieved, and answers are exact.
+    train_probes: how hard it looks (`Retriever.hard`); None: among some 2,500 classes a row.
     frequencies: [C], at least 0, in any unit, of which head and sampler make an order (of equals,
     the lower number first; 0 counts as the least positive one); None: classes are numbered in the
     order of their frequency. correction: "log_q", or "none" for the 2015 behaviour.
@@ -85,6 +84,7 @@ class LSHSoftmax(FullSoftmax):
         fused: bool = True,
         optimizer: str | dict[str, Any] = "rowwise_adagrad",
         lr: float = 0.1,
+        products: Products = "float32",
         correction: Correction = "log_q",
         threads: int | None = None,
         seed: int = 0,
@@ -96,6 +96,7 @@ class LSHSoftmax(FullSoftmax):
             fused=fused,
             optimizer=optimizer,
             lr=lr,
+            products=products,
             threads=threads,
             seed=seed,
         )
@@ -172,7 +173,9 @@ class LSHSoftmax(FullSoftmax):
     def _begin(self, hidden: Floats, targets: NDArray[np.int64], space: Workspace) -> FusedStep:
         active = self._choose(torch.from_numpy(hidden), targets)
         update = self._optimizer.update(self.lr)
-        step = SparseStep.begin(self._table(), update, hidden, active, space, self.threads)
+        step = SparseStep.begin(
+            self._table(), update, self._halves, hidden, active, space, self.threads
+        )
         return _Touching(step, self)
 
     def _choose(self, hidden_BD: Tensor, targets: NDArray[np.int64]) -> Active:

@@ -126,6 +126,7 @@ class SparseStep:
 
     table: Table
     update: Update
+    halves: bool  # products are of bfloat16
     active: Active
     hidden: Floats  # [B, D]
     log_prob: NDArray[np.float64]  # [B], of the targets; the mean over the labels of a row
@@ -142,6 +143,7 @@ class SparseStep:
         cls,
         table: Table,
         update: Update,
+        halves: bool,
         hidden: Floats,
         active: Active,
         space: Workspace,
@@ -160,6 +162,7 @@ class SparseStep:
         def score(thread: int, first: int, last: int) -> None:
             kernels.score_active(
                 table,
+                halves,
                 first,
                 last,
                 active.ids,
@@ -179,6 +182,7 @@ class SparseStep:
         return cls(
             table,
             update,
+            halves,
             active,
             hidden,
             found,
@@ -202,6 +206,7 @@ class SparseStep:
             kernels.update_active(
                 self.table,
                 self.update,
+                self.halves,
                 first,
                 last,
                 self.active.ids,

@@ -206,6 +206,7 @@ class _Trainer:
         common: dict[str, Any] = {
             "optimizer": output.optimizer,
             "lr": output.lr,
+            "products": self.config.products,
             "threads": self.config.threads,
             "seed": self.config.seed % (1 << 63),  # as torch takes it
         }
