@@ -1,8 +1,12 @@
 #!/usr/bin/env python3
-"""How well and how fast classes of large outputs are found.
+"""What training large outputs costs, how well they learn, and how classes are found.
 
-    scripts/bench_softmax.py --only retrieval           1 M classes of 128 numbers, half an hour
-    scripts/bench_softmax.py --only retrieval --quick   50,000 classes, within a minute
+    scripts/bench_softmax.py --only step           1 M classes of 128 numbers, some minutes
+    scripts/bench_softmax.py --only parity         100,000 classes, 3 seeds, some hours
+    scripts/bench_softmax.py --only retrieval      1 M classes, half an hour
+    scripts/bench_softmax.py --only step --quick   few classes, within a minute; so the others
+
+step and parity are told of in bench_softmax_training.py.
 
 Prints a JSON line for each method and generator, then one with what they have in common.
 
@@ -33,6 +37,7 @@ from typing import Any
 import faiss
 import numpy as np
 import torch
+from bench_softmax_training import parity, step
 from numpy.typing import NDArray
 
 from embedsvc.outputs.generator import Generator, exact_top
@@ -54,7 +59,7 @@ Line = dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--only", choices=["retrieval"], default="retrieval")
+    parser.add_argument("--only", choices=["step", "parity", "retrieval"], default="retrieval")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--classes", type=int, default=1_000_000)
     parser.add_argument("--dim", type=int, default=128)
@@ -68,14 +73,40 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="the first words of those to run")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)
+    training_arguments(parser)
     a = parser.parse_args()
     if a.quick:
         a.classes, a.queries, a.singles, a.rounds = 50_000, 512, 50, 3
         a.cells, a.probes, a.head, a.drift_steps = 256, [4, 16], 500, 200
+        a.parity_classes, a.parity_steps, a.parity_rows, a.seeds = 2000, 300, 2000, 1
+    run = {"step": step, "parity": parity, "retrieval": every_retrieval}[a.only]
+    for line in run(a):
+        show({"bench": a.only, "classes": a.classes, "dim": a.dim} | line)
+    show({"bench": a.only, "dim": a.dim, "queries": a.queries, "rounds": a.rounds} | around(a))
+
+
+def training_arguments(parser: argparse.ArgumentParser) -> None:
+    step = parser.add_argument_group("step")
+    step.add_argument("--batches", type=int, nargs="+", default=[128, 512])
+    step.add_argument("--step-head", type=int, default=1024)
+    step.add_argument("--retrieved", type=int, default=8)
+    step.add_argument("--train-probes", type=int)
+    step.add_argument("--samples", type=int, default=1024)
+    step.add_argument("--products", choices=["float32", "bfloat16"], default="float32")
+    parity = parser.add_argument_group("parity")
+    parity.add_argument("--parity-classes", type=int, default=100_000)
+    parity.add_argument("--parity-dim", type=int, default=64)
+    parity.add_argument("--parity-noise", type=float, default=1.0)
+    parity.add_argument("--parity-lr", type=float, default=0.3)
+    parity.add_argument("--parity-steps", type=int, default=6000)
+    parity.add_argument("--parity-rows", type=int, default=100_000)
+    parity.add_argument("--seeds", type=int, default=3)
+
+
+def every_retrieval(a: argparse.Namespace) -> Iterator[Line]:
     for generator in a.generators:
         for line in retrieval(a, generator):
-            show({"bench": "retrieval", "generator": generator, "classes": a.classes} | line)
-    show({"bench": "retrieval", "dim": a.dim, "queries": a.queries, "rounds": a.rounds} | around(a))
+            yield {"generator": generator} | line
 
 
 def show(line: Line) -> None:

@@ -1,0 +1,269 @@
+"""`bench_softmax.py --only step|parity`: what a training step costs, and what it learns.
+
+Ways to train the same layer, by name:
+
+    torch full        torch.nn.functional.cross_entropy on all scores, SGD
+    torch sampled     1,000 log-uniform draws a step shared by the batch, log-Q, torch's own sparse
+                      gradients and SGD
+    torch adaptive    torch.nn.AdaptiveLogSoftmaxWithLoss, AdaGrad (parity)
+    full              FullSoftmax: exact, chunked, in place
+    partition         LSHSoftmax as it comes
+    sampled           LSHSoftmax without a retriever
+    wta               the hashes of 2015 in place of the partition
+    uncorrected       LSHSoftmax as it comes, with correction="none"
+    paper             wta, no head, random classes, no correction: 2015 and SLIDE
+"""
+
+import argparse
+import resource
+from collections.abc import Callable, Iterator
+from statistics import mean, median
+from time import perf_counter, process_time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from embedsvc.outputs.full import FullSoftmax
+from embedsvc.outputs.generator import Frequencies, Generator
+from embedsvc.outputs.lsh_softmax import LSHSoftmax
+
+Line = dict[str, Any]
+WTA = {"name": "wta", "permutations": 160, "window": 8, "bands": 32}
+
+
+def layer_of(method: str, dim: int, classes: int, **settings: Any) -> FullSoftmax:
+    if method == "full":
+        return FullSoftmax(dim, classes, **_only(settings, "lr", "seed"))
+    special: dict[str, dict[str, Any]] = {
+        "partition": {},
+        "sampled": {"retriever": None},
+        "wta": {"retriever": WTA},
+        "uncorrected": {"correction": "none"},
+        "paper": {"retriever": WTA, "head": 0, "sampler": UNIFORM, "correction": "none"},
+    }
+    return LSHSoftmax(dim, classes, **(settings | special[method]))
+
+
+UNIFORM = {"name": "unigram", "alpha": 0.0}
+
+
+def _only(settings: Line, *names: str) -> Line:
+    return {name: settings[name] for name in names if name in settings}
+
+
+# --- step -----------------------------------------------------------------------------------------
+
+
+def step(a: argparse.Namespace) -> Iterator[Line]:
+    """Zipf's frequencies; rows as trained (Generator.weights), so that an index has what to find.
+
+    Methods take turns, a step each; a step's time is the median of its rounds. active: classes that
+    a step looks at. upkeep_share: of the step, what the index needs to follow. extra_mb: memory
+    beside weights and optimizer state. threads: all cores.
+    """
+    generator = Generator(a.classes, a.dim, seen=float(a.classes), noise=3.0, seed=a.seed)
+    for batch in a.batches:
+        for method in a.methods or ["full", "sampled", "partition", "wta", *TORCH]:
+            if method in TORCH:
+                yield _torch_step(a, method, batch, generator)
+            else:
+                yield _own_step(a, method, batch, generator)
+
+
+def _own_step(a: argparse.Namespace, method: str, batch: int, generator: Generator) -> Line:
+    settings = {"frequencies": generator.probability_C, "lr": 1e-4, "seed": a.seed}
+    if method != "full":
+        settings |= {"head": a.step_head, "train_probes": a.train_probes, "retrieved": a.retrieved}
+        settings |= {"samples": a.samples, "auto_rebuild": False, "products": a.products}
+    layer = layer_of(method, a.dim, a.classes, **settings)
+    weight, bias = generator.weights()
+    layer.weight.data.copy_(torch.from_numpy(weight))
+    layer.bias.data.copy_(torch.from_numpy(bias))  # type: ignore[union-attr]
+    del weight, bias
+    build_s, retriever = 0.0, getattr(layer, "retriever", None)
+    if isinstance(layer, LSHSoftmax):
+        start = perf_counter()
+        layer.rebuild()
+        build_s = perf_counter() - start
+    active: list[int] = []
+
+    def one(hidden: Tensor, target: Tensor) -> None:
+        before = int(layer.num_touches[0]) if isinstance(layer, LSHSoftmax) else 0
+        layer(hidden, target).loss.backward()
+        if isinstance(layer, LSHSoftmax):
+            active.append(int(layer.num_touches[0]) - before + len(layer._ranks().head))
+
+    rounds = a.rounds if method == "full" else 40 * a.rounds
+    run(a, one, batch, generator, max(1, rounds // 10))
+    spent = retriever.upkeep_s if retriever else 0.0
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    times, cpu = run(a, one, batch, generator, rounds)
+    upkeep = (retriever.upkeep_s - spent) / sum(times) if retriever else 0.0
+    extra = sum(space.num_bytes for space in layer._spaces)
+    return {
+        "method": method,
+        "batch": batch,
+        "active": round(mean(active)) if active else a.classes,
+        "step_ms": round(median(times) * 1e3, 3),
+        "step_ms_min": round(min(times) * 1e3, 3),
+        "cpu_ms": round(cpu * 1e3, 3),
+        "upkeep_share": round(upkeep, 4),
+        "extra_mb": round(extra / 1e6, 1),
+        "index_mb": round(retriever.num_bytes / 1e6, 1) if retriever else 0,
+        "build_s": round(build_s, 1),
+        "peak_mb": round(rss / 1e3),
+        "rounds": rounds,
+    }
+
+
+def run(
+    a: argparse.Namespace,
+    one: Callable[[Tensor, Tensor], None],
+    batch: int,
+    generator: Generator,
+    rounds: int,
+) -> tuple[list[float], float]:
+    """Seconds of each round, and CPU seconds of a round on average."""
+    times = []
+    cpu = 0.0
+    for seed in range(rounds):
+        x, y = generator.examples(batch, seed)
+        hidden, target = torch.from_numpy(x).requires_grad_(), torch.from_numpy(y)
+        start, start_cpu = perf_counter(), process_time()
+        one(hidden, target)
+        times.append(perf_counter() - start)
+        cpu += process_time() - start_cpu
+    return times, cpu / rounds
+
+
+TORCH = ("torch sampled", "torch full")
+
+
+def _torch_step(a: argparse.Namespace, method: str, batch: int, generator: Generator) -> Line:
+    sampled = method == "torch sampled"
+    weight = torch.from_numpy(generator.weights()[0])
+    rows = nn.Parameter(weight)
+    optimizer = torch.optim.SGD([rows], lr=1e-4)
+    draws = 1000
+    classes = a.classes
+    order = torch.from_numpy(np.argsort(-generator.probability_C, kind="stable"))
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(classes)
+
+    def log_expected(at: Tensor) -> Tensor:
+        chance = torch.log1p(1 / (at + 1.0)) / np.log(classes + 1.0)
+        return torch.log(-torch.expm1(draws * torch.log1p(-chance)))
+
+    def one_sampled(hidden: Tensor, target: Tensor) -> None:
+        at = (torch.exp(torch.rand(draws) * np.log(classes + 1.0)).long() - 1).clamp(
+            max=classes - 1
+        )
+        at, goal = at.unique(), rank[target]
+        own = functional.embedding(target, rows, sparse=True)
+        others = functional.embedding(order[at], rows, sparse=True)
+        label = (hidden * own).sum(1) - log_expected(goal)
+        scores = hidden @ others.T - log_expected(at)
+        scores = scores.masked_fill(goal[:, None] == at, -torch.inf)
+        scores = torch.cat([label[:, None], scores], 1)
+        optimizer.zero_grad()
+        functional.cross_entropy(scores, torch.zeros_like(target)).backward()
+        optimizer.step()
+
+    def one_full(hidden: Tensor, target: Tensor) -> None:
+        optimizer.zero_grad()
+        functional.cross_entropy(hidden @ rows.T, target).backward()
+        optimizer.step()
+
+    rounds = 40 * a.rounds if sampled else 2
+    one = one_sampled if sampled else one_full
+    run(a, one, batch, generator, max(1, rounds // 10))
+    times, cpu = run(a, one, batch, generator, rounds)
+    return {
+        "method": method,
+        "batch": batch,
+        "active": draws if sampled else classes,
+        "step_ms": round(median(times) * 1e3, 3),
+        "step_ms_min": round(min(times) * 1e3, 3),
+        "cpu_ms": round(cpu * 1e3, 3),
+        "upkeep_share": 0,
+        "extra_mb": round(0 if sampled else classes * (2 * batch + a.dim) * 4 / 1e6),
+        "rounds": rounds,
+    }
+
+
+# --- parity ---------------------------------------------------------------------------------------
+
+
+def parity(a: argparse.Namespace) -> Iterator[Line]:
+    """Classes of a generator, learnt from equally many examples by each method, at each seed.
+
+    All methods see the same examples through towers that begin alike, at one lr, chosen for the
+    full softmax. p1, r10, nll: of all test examples, by a scan of all classes, the exact softmax.
+    seconds are of training alone, without making examples; cpu_seconds of all cores.
+    """
+    for generator in a.generators:
+        full: Line = {}
+        for method in a.methods or ["full", "partition", "sampled", "uncorrected", "paper"]:
+            seeds = range(a.seed, a.seed + a.seeds)
+            runs = [_learn(a, method, generator, seed) for seed in seeds]
+            line: Line = {"method": method, "generator": generator, "seeds": a.seeds}
+            line |= {key: round(mean(r[key] for r in runs), 5) for key in runs[0]}
+            full = line if method == "full" else full
+            if full:
+                line["p1_full"], line["seconds_full"] = full["p1"], full["seconds"]
+                line["p1_ratio"] = round(line["p1"] / full["p1"], 4)
+                line["r10_ratio"] = round(line["r10"] / full["r10"], 4)
+                line["nll_gap"] = round(line["nll"] - full["nll"], 4)
+            line["p1_of_seeds"] = [round(r["p1"], 4) for r in runs]
+            yield line
+
+
+def _learn(a: argparse.Namespace, method: str, name: Frequencies, seed: int) -> Line:
+    dim = a.parity_dim
+    generator = Generator(a.parity_classes, dim, frequencies=name, noise=a.parity_noise, seed=seed)
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)  # of the tower, which is small; layers have threads of their own
+    tower = nn.Linear(dim, dim)
+    settings: Line = {"frequencies": generator.probability_C, "lr": a.parity_lr, "seed": seed}
+    layer = layer_of(method, dim, a.parity_classes, **settings)
+    optimizer = torch.optim.Adagrad(tower.parameters(), lr=0.02)
+    seconds = cpu_seconds = 0.0
+    for number in range(a.parity_steps):
+        x, y = generator.examples(128, 1_000_000 * seed + number)
+        hidden, target = torch.from_numpy(8 * x), torch.from_numpy(y)
+        start, cpu = perf_counter(), process_time()
+        loss = layer(tower(hidden), target).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seconds += perf_counter() - start
+        cpu_seconds += process_time() - cpu
+    tower.eval(), layer.eval()
+    return _judge(a, layer, tower, generator) | {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
+        "classes": a.parity_classes,
+        "examples": 128 * a.parity_steps,
+    }
+
+
+@torch.no_grad()
+def _judge(
+    a: argparse.Namespace, layer: FullSoftmax, tower: nn.Module, generator: Generator
+) -> Line:
+    found = {"p1": 0.0, "r10": 0.0, "nll": 0.0, "r10_index": 0.0}
+    rows, chunk = a.parity_rows, min(1000, a.parity_rows)
+    for begin in range(0, rows, chunk):
+        x, y = generator.examples(chunk, 10**12 + begin)
+        hidden, target = tower(torch.from_numpy(8 * x)), torch.from_numpy(y)
+        share = chunk / rows
+        best = FullSoftmax.topk(layer, hidden, 10).indices
+        found["nll"] += layer(hidden, target).loss.item() * share
+        found["p1"] += (best[:, 0] == target).float().mean().item() * share
+        found["r10"] += (best == target[:, None]).any(1).float().mean().item() * share
+        index = layer.topk(hidden, 10).indices
+        found["r10_index"] += (index == target[:, None]).any(1).float().mean().item() * share
+    return found
