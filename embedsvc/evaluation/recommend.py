@@ -3,17 +3,20 @@
 Recall@k and NDCG@k of the model beside a most-popular baseline, which it must beat to be of use.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from embedsvc.evaluation import metrics
 from embedsvc.trained import EdgeIds, Trained
 from partitions.graph import slots_of
 
 _TILE_QUERIES = 512
+_TILE_CANDIDATES = 16_384  # a tile of scores: 32 MB
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,10 @@ def evaluate_lists(trained: Trained, relation: str, split: str, k: int) -> Recom
         block = lhs[at : at + _TILE_QUERIES]
         mask_query, mask_id = _rows_of(block, seen_lhs, seen_rhs)
         goal_query, goal_id = _rows_of(block, relevant.lhs, relevant.rhs)
-        ids = _model_lists(trained, rel, block, mask_query, mask_id, k)
+        ids = _best(_model_scores(trained, rel, block), mask_query, mask_id, k)
         model_hits.append(_hits(ids, goal_query, goal_id))
-        scores = np.broadcast_to(popular, (len(block), len(popular))).copy()
-        scores[mask_query, mask_id] = -np.inf
-        _, top = torch.from_numpy(scores).topk(min(k, scores.shape[1]))
-        popular_hits.append(_hits(top.numpy(), goal_query, goal_id))
+        ids = _best(_equal_scores(popular, len(block)), mask_query, mask_id, k)
+        popular_hits.append(_hits(ids, goal_query, goal_id))
     hits, baseline = np.concatenate(model_hits), np.concatenate(popular_hits)
     recall = metrics.recall_at(hits, num_relevant)
     return RecommendReport(
@@ -99,35 +100,56 @@ def _rows_of(
     return at[hit], rhs[hit]
 
 
-def _model_lists(
-    trained: Trained,
-    rel: int,
-    block: NDArray[np.int64],
-    mask_query: NDArray[np.int64],
-    mask_id: NDArray[np.int64],
-    k: int,
-) -> NDArray[np.int64]:
-    """int64 [block, k] ids, best first; partitions stream by and only the best k are kept."""
+def _model_scores(
+    trained: Trained, rel: int, block: NDArray[np.int64]
+) -> Iterator[tuple[int, Tensor]]:
+    """Scores of candidates by each lhs of the block, tile by tile: the first one's id, [block, n].
+    Partitions stream by."""
     graph, model = trained.graph, trained.model
     relation = graph.relations[rel]
     query = model.move(
         trained.gather(relation.lhs, block), torch.full((len(block),), rel, dtype=torch.int64)
     )
-    best_score = torch.empty(len(block), 0)
-    best_id = torch.empty(len(block), 0, dtype=torch.int64)
     starts = graph.starts[relation.rhs]
     for at, slot in enumerate(slots_of(graph.entity_types[relation.rhs])):
-        score = model.comparator.blocks(query, torch.from_numpy(trained.vectors(slot)))
-        here = (mask_id >= starts[at]) & (mask_id < starts[at + 1])
-        score[
-            torch.from_numpy(mask_query[here]), torch.from_numpy(mask_id[here] - starts[at])
-        ] = -torch.inf
-        ids = torch.arange(starts[at], starts[at + 1]).expand(len(block), -1)
-        score, ids = torch.cat([best_score, score], 1), torch.cat([best_id, ids], 1)
+        vectors = torch.from_numpy(trained.vectors(slot))
+        for tile in range(0, len(vectors), _TILE_CANDIDATES):
+            rows = vectors[tile : tile + _TILE_CANDIDATES]
+            yield int(starts[at]) + tile, model.comparator.blocks(query, rows)
+
+
+def _equal_scores(scores: NDArray[np.float32], num_queries: int) -> Iterator[tuple[int, Tensor]]:
+    """The same of scores that are equal for all."""
+    for tile in range(0, len(scores), _TILE_CANDIDATES):
+        part = torch.from_numpy(scores[tile : tile + _TILE_CANDIDATES])
+        yield tile, part.repeat(num_queries, 1)
+
+
+def _best(
+    tiles: Iterator[tuple[int, Tensor]],
+    mask_query: NDArray[np.int64],
+    mask_id: NDArray[np.int64],
+    k: int,
+) -> NDArray[np.int64]:
+    """int64 [queries, k] ids, best first and padded with -1; masked (query, id) are left out.
+    Memory is bounded by a tile: of each only the best k are kept."""
+    best_score, best_id = torch.empty(0), torch.empty(0)
+    order = np.argsort(mask_id, kind="stable")
+    mask_query, mask_id = mask_query[order], mask_id[order]
+    for start, score in tiles:
+        if not best_score.numel():
+            best_score = score.new_empty(len(score), 0)
+            best_id = torch.empty(len(score), 0, dtype=torch.int64)
+        first, last = np.searchsorted(mask_id, [start, start + score.shape[1]])
+        here = slice(first, last)
+        masked = torch.from_numpy(mask_query[here]), torch.from_numpy(mask_id[here] - start)
+        score[masked] = -torch.inf
+        found, places = score.topk(min(k, score.shape[1]))
+        score, ids = torch.cat([best_score, found], 1), torch.cat([best_id, start + places], 1)
         best_score, places = score.topk(min(k, score.shape[1]))
         best_id = ids.gather(1, places)
-    found: NDArray[np.int64] = best_id.masked_fill(best_score == -torch.inf, -1).numpy()
-    return found
+    lists: NDArray[np.int64] = best_id.masked_fill(best_score == -torch.inf, -1).numpy()
+    return lists
 
 
 def _hits(

@@ -1,7 +1,7 @@
 """The memory plan of `[output]`: what training will take, said before it is taken."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from embedsvc.config import OutputConfig, TrainConfig
@@ -14,8 +14,9 @@ from partitions.errors import ConfigError
 from partitions.graph import Graph, slots_of
 from partitions.memory import available_bytes
 
-_PROCESS_BYTES = 440_000_000  # interpreter and libraries: 395 MB, and kernels, when measured
+_PROCESS_BYTES = 480_000_000  # interpreter, libraries and compiled kernels, as measured
 _INDEX_BYTES = 64  # a class: frequency, rank and alias 36, cell and its list 10, while built more
+_TILES_BYTES = 100 << 20  # of scores, and copies of them
 
 
 @dataclass(frozen=True)
@@ -28,11 +29,13 @@ class OutputPlan:
     batch: int
     commit: int
     process: int = _PROCESS_BYTES
+    evaluation: int = 0  # at the end of an epoch, where early stopping asks for it
     mapped: bool = False  # rows are in files, and not in the total
 
     @property
     def total(self) -> int:
         parts = self.events + self.index + self.batch + self.commit + self.process
+        parts += self.evaluation
         return parts if self.mapped else parts + self.rows
 
     def __str__(self) -> str:
@@ -42,7 +45,9 @@ class OutputPlan:
         return (
             f"memory plan: {self.total / 1e6:,.0f} MB ({rows}sequences {mb['events']:,.0f}, "
             f"frequencies and index {mb['index']:,.0f}, batch {mb['batch']:,.0f}, "
-            f"commit {mb['commit']:,.0f}, process {mb['process']:,.0f}){files}"
+            f"commit {mb['commit']:,.0f}, "
+            + (f"evaluation {mb['evaluation']:,.0f}, " if self.evaluation else "")
+            + f"process {mb['process']:,.0f}){files}"
         )
 
     def check(self, memory_mb: int | None) -> None:
@@ -55,6 +60,7 @@ class OutputPlan:
             "index": ("frequencies and index", "fewer classes"),
             "batch": ("work on a batch", "a smaller output.batch_size, head or samples"),
             "commit": ("commits", "more partitions"),
+            "evaluation": ("early stopping", "more partitions, or no train.early_stopping"),
         }
         if not self.mapped:
             remedies["rows"] = ("rows", "output.mapped = true, a smaller output.dim")
@@ -88,6 +94,9 @@ def plan_output(
         index=num_classes * (_INDEX_BYTES if is_lsh else 8),
         batch=_batch_bytes(output, num_classes, config.threads or num_cores()),
         commit=largest * 17,  # which rows are touched, by number; keys' hashes
+        evaluation=_evaluation_bytes(graph, largest * 4 * (output.dim + 1 + width))
+        if config.early_stopping
+        else 0,
     )
     mapped = output.mapped
     if mapped == "auto":
@@ -100,7 +109,7 @@ def plan_output(
             f"The rows of [output] take {rows / 1e6:,.0f} MB of files and {folder} has "
             f"{free / 1e6:,.0f} MB of disk free: make room, or choose a smaller output.dim."
         )
-    return OutputPlan(plan.rows, plan.events, plan.index, plan.batch, plan.commit, mapped=True)
+    return replace(plan, mapped=True)
 
 
 def _events_bytes(graph: Graph, output: OutputConfig) -> int:
@@ -124,6 +133,12 @@ def _batch_bytes(output: OutputConfig, num_classes: int, threads: int) -> int:
     unpooled = 6 * length * dim if output.tower not in ("mean", "recency") else 0
     # Scores and rows of the active classes; histories, hidden vectors and gradients of each.
     return 4 * (active * (size + dim) + size * (6 * length + unpooled + 4 * dim))
+
+
+def _evaluation_bytes(graph: Graph, table_bytes: int) -> int:
+    """Of two tables as one follows the other, of edges and pairs, and of tiles of scores."""
+    edges = sum(graph.num_edges(split) for split in ("train", "valid"))
+    return 2 * table_bytes + 100 * edges + _TILES_BYTES
 
 
 def _disk_free(folder: Path) -> int:
