@@ -190,14 +190,16 @@ def visit(  # type: ignore[no-untyped-def]
     memory = new_tiles(_GATHERED // 16 * ((dim + 31) // 32))
     gathered = np.empty((_GATHERED, dim), np.float32), np.empty(_GATHERED, np.float32)
     scores = np.empty((0, 0), np.float32)
-    group = _grouped(queries[:0], source.tiled)
+    asked = queries[:0].copy()
+    group = _grouped(asked, source.tiled)
     for i in range(visits.shape[0]):
         cell = visits[i, 0]
         members = grouped[visits[i, 1] : visits[i, 2]]
         lowest = np.full(_width(members.size), np.inf, np.float32)
         for j in range(members.size):
             lowest[j] = max(best[members[j], 0], known[members[j]])
-        if i == 0 or members.size < queries.shape[0]:  # else it is the same as before
+        same = asked.shape[0] == members.size == queries.shape[0]  # all queries, as before
+        if not same:
             asked = np.empty((members.size, dim), np.float32)
             for j in range(members.size):
                 asked[j] = queries[members[j]]

@@ -267,6 +267,25 @@ def test_ten_kills_at_random_moments_change_no_bit(
         assert not [path for path in folder.rglob("*") if ".tmp-" in path.name]
 
 
+def test_an_index_of_many_cells_goes_on_as_it_would_have(
+    make_graph: MakeGraph, tmp_path: Path
+) -> None:
+    """More cells than are near one, and pieces enough between two rebuilds for many moves."""
+    rng = np.random.default_rng(2)
+    edges = [
+        (f"u{user}", "clicks", f"i{(first + at) % 3000}")
+        for user, first in enumerate(rng.integers(0, 3000, 1500).tolist())
+        for at in range(8)
+    ]
+    large = make_graph({"train": edges}, {"clicks": ("user", "item")})
+    output = an_output(retriever={"name": "partition", "check_every": 1}, batch_size=21)
+    outputs.train(large, tmp_path / "whole", output, CONFIG)
+    assert len(records(tmp_path / "whole")) == 3 * 5
+    for epochs in (1, 2, 3):
+        outputs.train(large, tmp_path / "parts", output, but(CONFIG, epochs=epochs))
+    assert contents(large, tmp_path / "parts") == contents(large, tmp_path / "whole")
+
+
 # --- stopping early, growing ---------------------------------------------------------------------
 
 

@@ -202,3 +202,19 @@ def test_settings_are_checked() -> None:
     for settings in ({"cells": 0}, {"probes": 0}, {"check_every": 0}, {"hard_rows": 0}):
         with pytest.raises(ConfigError, match="retriever partition: "):
             Partition(**settings)  # type: ignore[arg-type]
+
+
+def test_a_cell_that_all_queries_visit_after_one_that_some_do_is_scored_for_all() -> None:
+    """Each query misses two cells, others than the next one: what is found hardly differs from the
+    best of all, and is the same at every call."""
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((900, 16)).astype(np.float32)
+    queries = rng.standard_normal((21, 16)).astype(np.float32)
+    found = []
+    for _ in range(3):
+        retriever = Partition(cells=30)
+        retriever.fit(weight, None)
+        found.append(retriever.hard(queries, 2, 28))
+    assert all(np.array_equal(ids, found[0]) for ids in found)
+    best = (queries @ weight.T).argmax(axis=1)
+    assert np.isin(best, found[0]).mean() > 0.9
