@@ -40,7 +40,6 @@ from embedsvc.outputs.sparse import (
 from partitions.errors import ConfigError, DataError
 
 _TOUCHES_A_CLASS = 8  # before a retriever built of random rows is built of what was learnt
-_LOOKED_AT = 2500  # classes a row: cells are as many as the root of the number of classes
 
 
 class LSHSoftmax(FullSoftmax):
@@ -51,7 +50,7 @@ class LSHSoftmax(FullSoftmax):
     proportion to frequency^0.75, where there are frequencies, and else "log_uniform".
     retriever: proposes classes outside the head, the `retrieved` best of each row of a batch, which
     all rows then look at, and answers topk; None: none are retrieved, and answers are exact.
-    train_probes: how hard it looks (`Retriever.hard`); None: among some 2,500 classes a row.
+    train_probes: how hard it looks; None: as hard as a step can afford (`Retriever.hard`).
     frequencies: [C], at least 0, in any unit, of which head and sampler make an order (of equals,
     the lower number first; 0 counts as the least positive one); None: classes are numbered in the
     order of their frequency. correction: "log_q", or "none" for the 2015 behaviour.
@@ -74,7 +73,7 @@ class LSHSoftmax(FullSoftmax):
         *,
         retriever: str | dict[str, Any] | None = "partition",
         head: int = 1024,
-        retrieved: int = 8,
+        retrieved: int = 12,
         train_probes: int | None = None,
         auto_rebuild: bool = True,
         samples: int = 1024,
@@ -132,7 +131,7 @@ class LSHSoftmax(FullSoftmax):
             spec = {"name": retriever} if isinstance(retriever, str) else retriever
             self._retriever = RETRIEVERS.build({"seed": seed, **spec})
         self._chooser: Chooser | None = None
-        self._touched: list[Ids] = []  # by the optimizer of an unfused layer, perhaps
+        self._touched: list[Active] = []  # by the optimizer of an unfused layer, perhaps
         self._version = 0  # of the weights, as torch counts, which knows of no fused step
         self.register_buffer("num_steps", torch.zeros(1, dtype=torch.int64))
         # Updates of rows outside the head: in all, and before the retriever was last built.
@@ -163,7 +162,7 @@ class LSHSoftmax(FullSoftmax):
         ids, shift, at = (
             torch.from_numpy(x).to(hidden_BD.device) for x in (active.ids, active.shift, active.at)
         )
-        self._touched.append(active.ids[active.num_head :])
+        self._touched.append(active)
         rows = functional.embedding(ids, self.weight, sparse=True)
         bias = None
         if self.bias is not None:
@@ -185,7 +184,7 @@ class LSHSoftmax(FullSoftmax):
                 if self._has_learnt(_TOUCHES_A_CLASS):
                     self.rebuild()
                 retrieved = self._ready(self._retriever).hard(
-                    hidden_BD.contiguous().numpy(), self.retrieved, self._probes()
+                    hidden_BD.contiguous().numpy(), self.retrieved, self.train_probes
                 )
             else:
                 self._is_built = False
@@ -193,13 +192,8 @@ class LSHSoftmax(FullSoftmax):
         step = int(self.num_steps)
         self.num_steps += 1
         active = self._ranks().choose(targets, retrieved, key_of(self.seed, step))
-        self.num_touches[0] += len(active.ids) - active.num_head
+        self.num_touches[0] += len(active.others)
         return active
-
-    def _probes(self) -> int:
-        if self.train_probes is not None:
-            return self.train_probes
-        return max(1, round(_LOOKED_AT / self.n_classes**0.5))
 
     def _has_learnt(self, least: int) -> bool:
         """Whether to build the retriever anew, now that a class has been touched that often."""
@@ -272,8 +266,10 @@ class LSHSoftmax(FullSoftmax):
             retriever.pin(head)
             self._pinned = head
         if self._touched or self._version != self.weight._version:
-            ids = np.concatenate([np.empty(0, np.int64), *self._touched])
-            retriever.touch(np.unique(ids))
+            none = np.empty(0, np.int64)
+            ids = np.concatenate([none, *(active.others for active in self._touched)])
+            far = np.concatenate([none, *(active.goals for active in self._touched)])
+            retriever.touch(np.unique(ids), np.unique(far))
             self._touched, self._version = [], self.weight._version
         return retriever
 
@@ -425,5 +421,5 @@ class _Touching:
         grad = self._step.finish(weight, wanted)
         layer, active = self._layer, self._step.active
         if retriever := layer._built():
-            layer._ready(retriever).touch(active.ids[active.num_head :])
+            layer._ready(retriever).touch(active.others, active.goals)
         return grad

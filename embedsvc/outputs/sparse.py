@@ -101,6 +101,16 @@ class Active:
     at: NDArray[np.int64]  # [B, T], places of the targets among them; -1 where there is none
     num_head: int = 0  # so many, the first ones, are of the head
 
+    @property
+    def others(self) -> Ids:
+        """Outside the head."""
+        return self.ids[self.num_head :]
+
+    @property
+    def goals(self) -> Ids:
+        """Of these, the targets."""
+        return self.ids[np.unique(self.at[self.at >= self.num_head])]
+
 
 class Workspace:
     """Memory of one step, for the next one to use again."""

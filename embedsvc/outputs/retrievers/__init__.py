@@ -46,8 +46,9 @@ class Retriever(Protocol):
         New rows are not proposed before `add`.
         """
 
-    def touch(self, ids: Ids) -> None:
-        """These rows were changed in place; ids: [n], distinct. Upkeep may be put off.
+    def touch(self, ids: Ids, far: Ids | None = None) -> None:
+        """These rows were changed in place; ids: [n], distinct. Upkeep may be put off, least of all
+        that of `far`, some of them (and of the pinned) which moved more than most.
 
         Pinned rows may have changed, too, and needn't be named.
         """
@@ -59,7 +60,7 @@ class Retriever(Protocol):
         """From now on these rows are no classes, and never proposed."""
 
     def pin(self, ids: Ids) -> None:
-        """From now on `top` looks at these classes for every query, and `shared` at none of them.
+        """From now on `top` looks at these classes for every query, and `hard` at none of them.
 
         Those pinned before no longer are.
         """
@@ -79,13 +80,11 @@ class Retriever(Protocol):
         Pinned ones may be among them.
         """
 
-    def shared(self, queries_QD: Floats, limit: int) -> Ids:
-        """int64 [<= limit]: classes for the queries together; distinct, ascending."""
-
-    def hard(self, queries_QD: Floats, per_query: int, probes: int) -> Ids:
+    def hard(self, queries_QD: Floats, per_query: int, probes: int | None = None) -> Ids:
         """int64 [<= Q per_query], distinct, ascending: the best not pinned of each query.
 
-        Rows may be changing. probes: how much is looked at for a query, from 1 on.
+        Rows may be changing. probes: how much is looked at for a query, from 1 on; None: as much as
+        a training step can afford.
         """
 
     def state(self) -> dict[str, NDArray[Any]]:

@@ -36,7 +36,7 @@ class Exact:
         self._live = np.append(self._live, np.zeros(len(weight_CD) - len(self._live), np.bool_))
         self._weight, self._bias = weight_CD, bias_C
 
-    def touch(self, ids: Ids) -> None:
+    def touch(self, ids: Ids, far: Ids | None = None) -> None:
         pass
 
     def add(self, ids: Ids) -> None:
@@ -81,17 +81,7 @@ class Exact:
         out[:, :k], out_scores[:, :k] = ids.numpy(), best.numpy()
         return out, out_scores
 
-    def shared(self, queries_QD: Floats, limit: int) -> Ids:
-        """The best of each query first, then the second best of each, and so on."""
-        others = self._others()
-        live = np.flatnonzero(others)
-        if len(live) <= limit:
-            return live
-        by_rank = self._best(queries_QD, limit, others)[0].T.ravel()
-        _, first = np.unique(by_rank, return_index=True)
-        return np.sort(by_rank[np.sort(first)[:limit]])
-
-    def hard(self, queries_QD: Floats, per_query: int, probes: int) -> Ids:
+    def hard(self, queries_QD: Floats, per_query: int, probes: int | None = None) -> Ids:
         return union(self._best(queries_QD, per_query, self._others())[0])
 
     def _others(self) -> NDArray[np.bool_]:

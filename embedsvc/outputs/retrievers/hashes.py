@@ -73,7 +73,7 @@ class Hashes(ABC):
         self._weight = weight_CD
         self._bias = np.zeros(len(weight_CD), np.float32) if bias_C is None else bias_C
 
-    def touch(self, ids: Ids) -> None:
+    def touch(self, ids: Ids, far: Ids | None = None) -> None:
         start = perf_counter()
         due = self._due(ids)
         due = due[self.tables.are_live(due)]
@@ -114,12 +114,9 @@ class Hashes(ABC):
         """Classes that share no key are not proposed."""
         return self.tables.most_shared(self.query_keys(queries_QD), limit)
 
-    def shared(self, queries_QD: Floats, limit: int) -> Ids:
-        return self.tables.most_shared_by_all(self.query_keys(queries_QD), limit)
-
-    def hard(self, queries_QD: Floats, per_query: int, probes: int) -> Ids:
-        """The best of 256 proposals a probe."""
-        found = self.retrieve(queries_QD, _OF_A_PROBE * probes)
+    def hard(self, queries_QD: Floats, per_query: int, probes: int | None = None) -> Ids:
+        """The best of 256 proposals a probe; None: of one."""
+        found = self.retrieve(queries_QD, _OF_A_PROBE * (probes or 1))
         return union(best_of(self._weight, self._bias, _NO_IDS, found, queries_QD, per_query)[0])
 
     # --- saving -----------------------------------------------------------------------------------

@@ -34,8 +34,11 @@ from embedsvc.outputs.retrievers.lists import Lists
 from embedsvc.outputs.retrievers.packed import Packed
 from embedsvc.outputs.retrievers.proposals import union
 from embedsvc.outputs.retrievers.touches import Touches
-from embedsvc.outputs.retrievers.visits import Centers, center_scores
+from embedsvc.outputs.retrievers.visits import Centers
 from partitions.errors import ConfigError
+
+_READ = 131_072  # rows, at some 60 ns each, that `hard` reads in a step of some milliseconds
+_WIDEST = 8  # cells, of which a query looks into one at most
 
 
 @RETRIEVERS.add("partition")
@@ -108,10 +111,13 @@ class Partition:
 
     # --- upkeep -----------------------------------------------------------------------------------
 
-    def touch(self, ids: Ids) -> None:
+    def touch(self, ids: Ids, far: Ids | None = None) -> None:
+        """Those that moved far are looked at in any case."""
         start = perf_counter()
         self._copy.mark_all()  # all cells soon are, and finding which costs more than marking
         due = self._touches.due(ids)
+        if far is not None:
+            due = np.union1d(due, far)
         self._move(due, self._cells.look_around(due, self.cell_C, self._lists.space.size))
         self.upkeep_s += perf_counter() - start
 
@@ -171,8 +177,11 @@ class Partition:
             answers.top(queries_QD, probes, self._centers(), copy(view, space), ids, scores)
         return ids, scores
 
-    def hard(self, queries_QD: Floats, per_query: int, probes: int) -> Ids:
+    def hard(self, queries_QD: Floats, per_query: int, probes: int | None = None) -> Ids:
         """At most `hard_rows` of each cell visited are looked at, others at each call.
+
+        probes = None: as many cells as let all queries together read some 131,072 rows, one at
+        least, and an eighth of them at most.
 
         Rows are rounded to bfloat16 where that is fast, so that of nearly equal ones either is
         found. The time is that of reading the rows, and at a million rows in 1,000 cells most of
@@ -185,13 +194,22 @@ class Partition:
         best_QN = answers.hard(
             queries_QD,
             per_query,
-            min(probes, len(self._cells)),
+            min(probes or self._affordable(len(queries_QD)), len(self._cells)),
             self._centers(),
             self._copy.none(self._cells.view, self._lists.space),
             self.hard_rows,
             self.seed + 1_000_003 * self._num_hard,
         )
         return union(best_QN)
+
+    def _affordable(self, num_queries: int) -> int:
+        """Each of Q P visits falls on any of the cells, which is then read once."""
+        num_cells, rows = len(self._cells), int(self._lists.space.size[:-1].sum())
+        most = max(1, num_cells // _WIDEST)
+        if rows <= _READ or num_cells == 1:
+            return most
+        visits = np.log1p(-_READ / rows) / np.log1p(-1 / num_cells)
+        return int(min(max(1, round(visits / num_queries)), most))
 
     def _centers(self) -> Centers:
         """A cell's offset is what its mean adds to each query's score: -inf if it is empty."""
@@ -202,25 +220,6 @@ class Partition:
             extra_2K[0] = self.reach * np.sqrt(means.variance)
             self._kept_centers = Centers(means.tiles, means.plain, offset_K, extra_2K)
         return self._kept_centers
-
-    def shared(self, queries_QD: Floats, limit: int) -> Ids:
-        """The cells that queries give most to, their scores as by softmax."""
-        if not len(queries_QD):
-            return np.empty(0, np.int64)
-        queries_QD = np.ascontiguousarray(queries_QD, np.float32)
-        extra_Q2 = np.zeros((len(queries_QD), 2), np.float32)
-        extra_Q2[:, 0] = np.linalg.norm(queries_QD, axis=1)
-        scores_KQ = center_scores(queries_QD, extra_Q2, self._centers())
-        scores_KQ -= scores_KQ.max(axis=0)
-        share_K = np.exp(scores_KQ, out=scores_KQ).sum(axis=1)
-        size = self._lists.space.size
-        order = np.argsort(-share_K, kind="stable")
-        last = int(np.searchsorted(np.cumsum(size[order]), limit))
-        chosen = [self._lists.members(cell) for cell in order[:last].tolist()]
-        missing = limit - sum(len(members) for members in chosen)
-        if last < len(order) and missing:
-            chosen.append(np.sort(self._lists.members(int(order[last])))[:missing])
-        return np.sort(np.concatenate([*chosen, np.empty(0, np.int32)])).astype(np.int64)
 
     # --- saving -----------------------------------------------------------------------------------
 

@@ -85,12 +85,6 @@ class Tables:
         in_parallel(len(keys_QT), lambda part: self._most_shared(keys_QT[part], out[part]))
         return out
 
-    def most_shared_by_all(self, keys_QT: Keys, limit: int) -> Ids:
-        """int64 [<= limit], ascending: the same for tables shared with any query, all added up."""
-        out = np.full((1, limit), -1, np.int64)
-        self._most_shared(keys_QT.reshape(1, -1), out)
-        return np.sort(out[out >= 0])
-
     def _most_shared(self, keys_QT: Keys, out: Ids) -> None:
         counts = getattr(self._scratch, "counts", None)
         if counts is None or len(counts) < len(self.keys_CT):

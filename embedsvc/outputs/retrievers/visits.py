@@ -94,16 +94,6 @@ def choose(queries, extra, centers, best, which):  # type: ignore[no-untyped-def
 
 
 @_jit
-def center_scores(queries, extra, centers):  # type: ignore[no-untyped-def]
-    """[K, Q]"""
-    group = _grouped(queries, centers.tiles.size > 0)
-    out = np.empty((centers.offset.size, _width(len(queries))), np.float32)
-    for begin in range(0, len(out), _BLOCK):
-        _score_centers(begin, centers, group, extra, out[begin : begin + _BLOCK])
-    return out[:, : len(queries)]
-
-
-@_jit
 def _score_centers(begin, centers, group, extra, scores):  # type: ignore[no-untyped-def]
     count = scores.shape[0]
     if group.tiled:

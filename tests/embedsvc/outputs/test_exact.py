@@ -24,17 +24,6 @@ def test_exact_retriever_finds_what_a_sort_finds() -> None:
     assert (other.retrieve(queries, 7) == exact.retrieve(queries, 7)).all()
 
 
-def test_shared_classes_go_around_the_queries() -> None:
-    weight = np.eye(4, dtype=np.float32)
-    queries = np.array([[4, 3, 2, 1], [3, 4, 2, 1]], np.float32)
-    exact = RETRIEVERS.build("exact")
-    exact.fit(weight, None)
-    assert exact.shared(queries, 2).tolist() == [0, 1]
-    assert exact.shared(queries, 3).tolist() == [0, 1, 2]
-    assert exact.shared(queries, 9).tolist() == [0, 1, 2, 3]
-    assert exact.shared(queries[:0], 2).tolist() == []
-
-
 def test_missing_places_are_padded() -> None:
     exact = RETRIEVERS.build("exact")
     exact.fit(np.ones((2, 1), np.float32), None)

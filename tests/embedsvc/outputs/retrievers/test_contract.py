@@ -55,10 +55,6 @@ def test_proposals_are_distinct_classes(name: str, limit: int, with_bias: bool) 
     assert ids.shape == (70, limit)
     check(ids, set(range(200)))
     assert (ids[:, 0] >= 0).mean() > 0.9
-    shared = retriever.shared(queries, limit)
-    assert shared.tolist() == sorted(set(shared.tolist()))
-    assert 0 < len(shared) <= limit
-    assert set(shared.tolist()) <= set(range(200))
     assert retriever.num_bytes > 0
 
 
@@ -72,7 +68,7 @@ def test_classes_come_and_go(name: str) -> None:
     retriever.touch(np.arange(200))
     queries, _ = rows(80, seed=1)
     check(retriever.retrieve(queries, 200), left)
-    assert set(retriever.shared(queries, 200).tolist()) <= left
+    assert set(retriever.hard(queries, 200, 200).tolist()) <= left
 
     more, more_bias = (np.concatenate(both) for both in zip(rows(200), rows(50, 2), strict=True))
     retriever.rebind(more, more_bias)
@@ -99,10 +95,10 @@ def test_state_makes_an_equal_retriever(name: str) -> None:
     two.load_state({key: array.copy() for key, array in one.state().items()})
     for turn in range(4):
         assert (one.retrieve(queries, 15) == two.retrieve(queries, 15)).all()
-        assert (one.shared(queries, 15) == two.shared(queries, 15)).all()
+        assert (one.hard(queries, 15) == two.hard(queries, 15)).all()
         weight[90:150] += np.float32(0.3 * turn)
         for retriever in (one, two):
-            retriever.touch(np.arange(90, 150))
+            retriever.touch(np.arange(90, 150), far=np.arange(100, 110))
 
 
 def test_a_state_is_plain_arrays(name: str) -> None:
@@ -129,7 +125,7 @@ def test_one_class_and_no_query(name: str) -> None:
     weight, bias = rows(1)
     retriever = build(name)
     retriever.fit(weight, bias)
-    found = retriever.retrieve(weight, 3), retriever.shared(weight, 3)
+    found = retriever.retrieve(weight, 3), retriever.hard(weight, 3)
     check(found[0], {0})
     if name not in ("simhash", "wta"):  # a hash may miss it
         assert (found[0][0, 0], found[1].tolist()) == (0, [0])
@@ -152,7 +148,7 @@ def test_pinned_classes_are_in_every_answer_and_in_no_step(
         retriever.pin(pinned)
         weight[pinned] += np.float32(0.5)
         retriever.touch(np.arange(0))
-        assert not set(retriever.shared(queries, 200).tolist()) & set(pinned.tolist())
+        assert not set(retriever.hard(queries, 200).tolist()) & set(pinned.tolist())
         ids, scores = retriever.top(queries, 7, 20, settled)
         assert (np.diff(scores, axis=1) <= 0).all()
         right = queries @ weight.T + (bias if with_bias else 0)
@@ -245,7 +241,7 @@ def test_a_loaded_retriever_acts_as_the_saved_one_bit_for_bit(kind: str) -> None
         for found, again in zip(one.top(queries, 9, 30), two.top(queries, 9, 30), strict=True):
             assert (found == again).all()
         assert (one.hard(queries, 4, 2) == two.hard(queries, 4, 2)).all()
-        assert (one.shared(queries, 50) == two.shared(queries, 50)).all()
+        assert (one.hard(queries, 50) == two.hard(queries, 50)).all()
         states = one.state(), two.state()
         assert all((states[0][key] == states[1][key]).all() for key in states[0])
         train([one, two])

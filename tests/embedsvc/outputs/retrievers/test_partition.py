@@ -126,16 +126,34 @@ def test_recall_after_drift_is_that_of_a_fresh_build(packed: bool) -> None:
     assert kept > anew - 0.01
 
 
-def test_shared_cells_are_those_of_the_queries(zipf: Generator) -> None:
+def test_rows_that_moved_far_change_their_cell_at_once(zipf: Generator) -> None:
     weight, bias = zipf.weights()
-    queries, target = zipf.examples(64)
-    partition = Partition(cells=256)
+    partition = Partition(check_every=255)
     partition.fit(weight, bias)
-    shared = partition.shared(queries, 3000)
-    assert len(shared) == 3000
-    by_chance = 3000 / 20_000
-    assert np.isin(target, shared).mean() > 2 * by_chance
-    assert len(partition.shared(queries, 20_000)) == 20_000
+    ids = np.arange(0, 20_000, 100)
+    weight[ids] = weight[ids + 1]
+    partition.touch(ids)
+    assert (partition.cell_C[ids] == partition.cell_C[ids + 1]).mean() < 0.2
+    for _ in range(4):  # at a time to a cell nearby
+        partition.touch(ids, far=ids)
+    assert (partition.cell_C[ids] == partition.cell_C[ids + 1]).mean() > 0.5
+
+
+def test_a_step_reads_what_it_can_afford() -> None:
+    """Of cells it visits by chance, 131,072 rows; or of few, an eighth."""
+    rng = np.random.default_rng(0)
+    partition = Partition(cells=1000, rounds=1, sample=2)
+    weight = rng.standard_normal((300_000, 2), np.float32)
+    partition.fit(weight, None)
+    for queries in (1, 64, 512):
+        visits = queries * partition._affordable(queries)
+        read = 300_000 * (1 - (1 - 1 / 1000) ** visits)
+        assert read <= 150_000
+        assert read > 100_000 or partition._affordable(queries) == 125
+    assert partition._affordable(10_000) == 1
+    few = Partition(cells=16)
+    few.fit(weight[:1000], None)
+    assert few._affordable(128) == 2
 
 
 @pytest.mark.parametrize("packed", [False, True])

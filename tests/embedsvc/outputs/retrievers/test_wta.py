@@ -77,8 +77,6 @@ def test_codes_buckets_counts_and_shortlists_are_the_papers(
         for row, bands_of_query in zip(found.tolist(), asked, strict=True):
             expected = shortlist(paper_shared(tables, [bands_of_query]), size)
             assert row == expected + [-1] * (size - len(expected))
-        together = wta.shared(queries[:5], size)
-        assert together.tolist() == sorted(shortlist(paper_shared(tables, asked[:5]), size))
 
 
 def test_a_window_is_the_start_of_a_permutation() -> None:
