@@ -256,10 +256,10 @@ class OutputConfig(Table):
     """Step size of the rows that histories are made of, and of the rest of the tower; unset: lr."""
     head: Annotated[int, Field(ge=0)] = 1024
     """lsh_softmax: most frequent classes that every step looks at."""
-    retrieved: Annotated[int, Field(ge=0)] = 8
+    retrieved: Annotated[int, Field(ge=0)] = 12
     """lsh_softmax: classes that the retriever finds for each example of a batch."""
     train_probes: Annotated[int, Field(ge=1)] | None = None
-    """lsh_softmax: cells that it looks into for that; unset: so that it sees some 2,500 classes."""
+    """lsh_softmax: cells that it looks into for that; unset: as many as a step can afford."""
     samples: Annotated[int, Field(ge=0)] = 1024
     """lsh_softmax: classes drawn a step."""
     retriever: Spec = "partition"
