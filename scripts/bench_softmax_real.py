@@ -21,12 +21,12 @@ pycode            item2vec: symbols that a file uses (scripts/pycode.py OUT, the
 r20 and ndcg20 are means over lists of all items but those that the user has already, by exact
 scores; p1 is the share of lists whose first item is right. For the test, a history ends with the
 validation's items. r20_index: by LSHSoftmax.topk, of its first 100. `popular`: the most frequent.
-Stops: "epochs": as many for both, and those that were best for the exact one on validation;
-"cpu seconds": the exact one after those that the sampled one took for these, and the sampled one
-after those that the exact one took, but not beyond the epochs that were best for it. CPU seconds,
-of all cores, since others may use the machine: `seconds` beside them are the clock's. Both are
-those of training, the making of batches included, without compiling. lr (of rows, in both tables)
-and epochs were chosen on validation, by the same grid for both: docs/log.md.
+Stops: "epochs": as many for both; "cpu seconds": the exact one after those that the sampled one
+took for these, and the sampled one after those that the exact one took, but not beyond epochs of
+its own. CPU seconds, of all cores, since others may use the machine: `seconds` beside them are the
+clock's. Both are those of training, the making of batches included, without compiling. lr (of rows,
+in both tables) and epochs were chosen on validation, the rates from the same grid for both:
+docs/log.md, "Next item".
 """
 
 import argparse
@@ -80,7 +80,16 @@ class Setting:
 
 
 # By --grid: docs/log.md, "Next item: settings chosen on validation".
-CHOSEN: dict[tuple[str, str], Setting] = {}
+CHOSEN = {
+    ("amazon-video-seq", "full"): Setting(0.1, 3),
+    ("amazon-video-seq", "lsh"): Setting(0.1, 6),
+    ("gowalla-lightgcn", "full"): Setting(0.3, 0.5),
+    ("gowalla-lightgcn", "lsh"): Setting(0.3, 2),
+    ("pycode-histories", "full"): Setting(0.3, 0.25),
+    ("pycode-histories", "lsh"): Setting(0.3, 1),
+    ("pycode-walks", "full"): Setting(0.3, 0.25),
+    ("pycode-walks", "lsh"): Setting(0.3, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -285,7 +294,7 @@ def places(sequences: Sequences, rows: Ids) -> Places:
 def compared(task: Task, a: argparse.Namespace) -> Iterator[Line]:
     warm_up(task)
     yield {"method": "popular", **evaluated(task, task.test, popular(task))}
-    full, lsh = (CHOSEN.get((task.dataset, method), Setting(0.1, 1)) for method in METHODS)
+    full, lsh = (CHOSEN[task.dataset, method] for method in METHODS)
     epochs = full.epochs
     if a.quick:
         epochs = QUICK_EXAMPLES / task.examples.num_examples(task.train)
