@@ -259,7 +259,7 @@ class OutputConfig(Table):
     retrieved: Annotated[int, Field(ge=0)] = 12
     """lsh_softmax: classes that the retriever finds for each example of a batch."""
     train_probes: Annotated[int, Field(ge=1)] | None = None
-    """lsh_softmax: cells that it looks into for that; unset: as many as a step can afford."""
+    """lsh_softmax: cells that it looks into for each; unset: as many as a step can afford."""
     samples: Annotated[int, Field(ge=0)] = 1024
     """lsh_softmax: classes drawn a step."""
     retriever: Spec = "partition"

@@ -1,12 +1,10 @@
-#!/usr/bin/env python3
-"""The sampled softmax beside the exact one on real data: what a person takes next.
+"""`bench_softmax.py --only real`: the sampled softmax beside the exact one on real data.
 
-    scripts/bench_softmax_real.py --data ../shared/data     all, with the settings below
-    scripts/bench_softmax_real.py --grid                    the settings' grid, on validation
-    scripts/bench_softmax_real.py --quick                   some users, within a minute
+    scripts/bench_softmax.py --only real --data ../shared/data     all, with the settings below
+    scripts/bench_softmax.py --only real --grid                    their grid, on validation
 
 The model is a HistoryTower (mean of 64 numbers an item) under FullSoftmax, or under LSHSoftmax with
-the partition retriever. Prints a JSON line for each method and stop, then one of what they share.
+the partition retriever; a line for each method and stop.
 
 amazon-video-seq  items of each user in the order of time: the last one is the test's, and the one
                   before it validation's. Examples: next_item of at most 50 before it.
@@ -32,10 +30,6 @@ docs/log.md, "Next item".
 import argparse
 import gzip
 import json
-import os
-import platform
-import resource
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -49,7 +43,6 @@ import numpy as np
 import torch
 
 from embedsvc.evaluation import metrics
-from embedsvc.graph.fast import num_cores
 from embedsvc.outputs.full import FullSoftmax
 from embedsvc.outputs.lsh_softmax import LSHSoftmax
 from embedsvc.ranking.examples import Examples, NextItem, SkipGram
@@ -113,33 +106,20 @@ class Task:
     ordered: bool = True  # so that a list is made of no more history than examples have
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    add_arguments(parser)
-    a = parser.parse_args()
-    torch.set_num_threads(num_cores())
-    for line in real(a):
-        print(json.dumps(line), flush=True)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("real")
     shared = ROOT.parent / "shared" / "data"
-    parser.add_argument("--data", type=Path, default=shared, help="folder of the data sets")
+    group.add_argument("--data", type=Path, default=shared, help="folder of the data sets")
     pycode = ROOT / "runs" / "pycode" / "data"
-    parser.add_argument("--pycode", type=Path, default=pycode, help="what scripts/pycode.py wrote")
-    parser.add_argument("--datasets", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--grid", action="store_true", help="on validation, instead of the test")
-    parser.add_argument(
-        "--methods", nargs="+", choices=METHODS, default=METHODS, help="of the grid"
-    )
-    parser.add_argument("--rates", type=float, nargs="+", default=RATES, help="of the grid")
-    parser.add_argument("--points", type=float, nargs="+", default=(1, 2, 3), help="its epochs")
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--seed", type=int, default=1)
+    group.add_argument("--pycode", type=Path, default=pycode, help="what scripts/pycode.py wrote")
+    group.add_argument("--datasets", nargs="+", choices=list(TASKS), default=list(TASKS))
+    group.add_argument("--grid", action="store_true", help="on validation, instead of the test")
+    group.add_argument("--rates", type=float, nargs="+", default=RATES, help="of the grid")
+    group.add_argument("--points", type=float, nargs="+", default=(1, 2, 3), help="its epochs")
 
 
 def real(a: argparse.Namespace) -> Iterator[Line]:
-    """a: as of add_arguments. A data set that is not there is a line on stderr."""
+    """A data set that is not there is a line on stderr."""
     for dataset in a.datasets:
         try:
             task = TASKS[dataset](a)
@@ -148,21 +128,7 @@ def real(a: argparse.Namespace) -> Iterator[Line]:
             print(f"{dataset} is left out: {error.filename} is missing ({hint}).", file=sys.stderr)
             continue
         for line in grid(task, a) if a.grid else compared(task, a):
-            yield {"bench": "real", "dataset": dataset, "classes": task.classes} | line
-    yield {"bench": "real", "dim": DIM} | around(a)
-
-
-def around(a: argparse.Namespace) -> Line:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return {
-        "cores": num_cores(),
-        "load": round(os.getloadavg()[0], 1),
-        "seed": a.seed,
-        "commit": commit or "unknown",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-        "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
-    }
+            yield {"dataset": dataset, "classes": task.classes, "dim": DIM} | line
 
 
 # --- methods --------------------------------------------------------------------------------------
@@ -311,7 +277,7 @@ def grid(task: Task, a: argparse.Namespace) -> Iterator[Line]:
     warm_up(task)
     lists = first_lists(task.valid, VALID_LISTS)
     yield {"method": "popular", **evaluated(task, lists, popular(task))}
-    for method in a.methods:
+    for method in a.methods or METHODS:
         for lr in a.rates:
             run = Run(task, method, lr, a.seed)
             for point in a.points:
@@ -444,7 +410,3 @@ def first_lists(lists: Lists, num: int) -> Lists:
 def first(sequences: Sequences, num: int) -> Sequences:
     starts = sequences.starts[: num + 1]
     return Sequences(starts, sequences.items[: starts[-1]])
-
-
-if __name__ == "__main__":
-    main()

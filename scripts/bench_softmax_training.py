@@ -54,6 +54,24 @@ def _only(settings: Line, *names: str) -> Line:
     return {name: settings[name] for name in names if name in settings}
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    step = parser.add_argument_group("step")
+    step.add_argument("--batches", type=int, nargs="+", default=[128, 512])
+    step.add_argument("--step-head", type=int, default=1024)
+    step.add_argument("--retrieved", type=int, default=8)
+    step.add_argument("--train-probes", type=int)
+    step.add_argument("--samples", type=int, default=1024)
+    step.add_argument("--products", choices=["float32", "bfloat16"], default="float32")
+    parity = parser.add_argument_group("parity")
+    parity.add_argument("--parity-classes", type=int, default=100_000)
+    parity.add_argument("--parity-dim", type=int, default=64)
+    parity.add_argument("--parity-noise", type=float, default=1.0)
+    parity.add_argument("--parity-lr", type=float, default=0.3)
+    parity.add_argument("--parity-steps", type=int, default=6000)
+    parity.add_argument("--parity-rows", type=int, default=100_000)
+    parity.add_argument("--seeds", type=int, default=3)
+
+
 # --- step -----------------------------------------------------------------------------------------
 
 
@@ -64,13 +82,16 @@ def step(a: argparse.Namespace) -> Iterator[Line]:
     a step looks at. upkeep_share: of the step, what the index needs to follow. extra_mb: memory
     beside weights and optimizer state. threads: all cores.
     """
+    if a.quick:
+        a.classes, a.rounds = 50_000, 2
     generator = Generator(a.classes, a.dim, seen=float(a.classes), noise=3.0, seed=a.seed)
     for batch in a.batches:
         for method in a.methods or ["full", "sampled", "partition", "wta", *TORCH]:
             if method in TORCH:
-                yield _torch_step(a, method, batch, generator)
+                line = _torch_step(a, method, batch, generator)
             else:
-                yield _own_step(a, method, batch, generator)
+                line = _own_step(a, method, batch, generator)
+            yield {"classes": a.classes, "dim": a.dim} | line
 
 
 def _own_step(a: argparse.Namespace, method: str, batch: int, generator: Generator) -> Line:
@@ -204,7 +225,9 @@ def parity(a: argparse.Namespace) -> Iterator[Line]:
     full softmax. p1, r10, nll: of all test examples, by a scan of all classes, the exact softmax.
     seconds are of training alone, without making examples; cpu_seconds of all cores.
     """
-    for generator in a.generators:
+    if a.quick:
+        a.parity_classes, a.parity_steps, a.parity_rows, a.seeds = 2000, 300, 2000, 1
+    for generator in a.generators or ("zipf", "flat"):
         full: Line = {}
         for method in a.methods or ["full", "partition", "sampled", "uncorrected", "paper"]:
             seeds = range(a.seed, a.seed + a.seeds)

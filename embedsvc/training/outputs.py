@@ -54,7 +54,7 @@ _PIECE_BATCHES = 100  # at least; so a commit is never far
 _MOST_PIECES = 256  # of an epoch
 _ASKED = 1 << 20  # items of the histories that are looked at once
 _COVERED = {"epochs", "seed", "threads", "commit_every_s", "memory_mb", "early_stopping"}
-_COVERED |= {"tensorboard", "page_cache"}
+_COVERED |= {"tensorboard", "page_cache", "products"}
 
 
 def train(graph: Graph, folder: Path, output: OutputConfig, config: TrainConfig) -> TrainReport:
