@@ -55,7 +55,7 @@ from partitions.graph import Graph
 
 ROOT = Path(__file__).resolve().parents[1]
 DIM, K, DEEPER = 64, 20, 100
-QUICK_EXAMPLES = 20_000
+QUICK_EXAMPLES, QUICK_LISTS = 20_000, 1000
 WIDEST = 1000  # items of a history, when lists are made
 VALID_LISTS = 5000  # of the grid
 RATES = (0.03, 0.1, 0.3)
@@ -259,18 +259,19 @@ def places(sequences: Sequences, rows: Ids) -> Places:
 
 def compared(task: Task, a: argparse.Namespace) -> Iterator[Line]:
     warm_up(task)
-    yield {"method": "popular", **evaluated(task, task.test, popular(task))}
+    test = first_lists(task.test, QUICK_LISTS) if a.quick else task.test
+    yield {"method": "popular", **evaluated(task, test, popular(task))}
     full, lsh = (CHOSEN[task.dataset, method] for method in METHODS)
     epochs = full.epochs
     if a.quick:
         epochs = QUICK_EXAMPLES / task.examples.num_examples(task.train)
     sampled = Run(task, "lsh", lsh.lr, a.seed).train(epochs)
-    yield sampled.line(task.test, "epochs")
+    yield sampled.line(test, "epochs")
     exact = Run(task, "full", full.lr, a.seed).train(epochs, sampled.cpu_s)
-    yield exact.line(task.test, "cpu seconds")
-    yield exact.train(epochs).line(task.test, "epochs")
+    yield exact.line(test, "cpu seconds")
+    yield exact.train(epochs).line(test, "epochs")
     if lsh.epochs > epochs:
-        yield sampled.train(lsh.epochs, exact.cpu_s).line(task.test, "cpu seconds")
+        yield sampled.train(lsh.epochs, exact.cpu_s).line(test, "cpu seconds")
 
 
 def grid(task: Task, a: argparse.Namespace) -> Iterator[Line]:
