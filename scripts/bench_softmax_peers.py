@@ -9,7 +9,9 @@ scikit-learn. Peers are no dependencies; without --peer-python they are left out
 
 Data: amazon-book's or yelp2018's pairs (--data FOLDER; see its MANIFEST.md): each user's items are
 parted by chance, features are one half (TF-IDF, of length 1), labels the other. Users are parted
-8 : 1 : 1; settings are chosen with --split valid, the table is of --split test.
+8 : 1 : 1; settings are chosen with --split valid, the table is of --split test. Methods of ours part
+training users anew at each epoch (--fixed: they do not); peers, which are not trained step by step,
+get the one split.
 
 Prints a JSON line a method: P@1, P@3, P@5 over all test users (an answer may not name a feature),
 train_seconds, ms_per_query (one thread, queries together), then what they have in common.
@@ -47,9 +49,11 @@ def main() -> None:
     parser.add_argument("--peer-python", type=Path)
     parser.add_argument("--split", choices=["valid", "test"], default="test")
     parser.add_argument("--dim", type=int, default=128)
-    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--lr", type=float, default=0.1)
     parser.add_argument("--tower-lr", type=float, default=0.1)
+    parser.add_argument("--fixed", action="store_true", help="do not part users anew, as ours may")
+    parser.add_argument("--seconds", type=float, default=300, help="of training, at most")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--as-peer", choices=list(PEERS), help=argparse.SUPPRESS)
@@ -196,11 +200,16 @@ def ours(a: argparse.Namespace, sets: Sets, kind: str) -> dict[str, Any]:
         layer = LSHSoftmax(a.dim, sets.num_items, lr=a.lr, seed=a.seed, frequencies=count + 0.1)
     optimizer = torch.optim.Adagrad(dense, lr=a.lr) if dense else None
     rng = np.random.default_rng(a.seed)
-    start = perf_counter()
+    num_rows, start = 0, perf_counter()
     for _ in range(a.epochs):
+        if not a.fixed:
+            features, labels, weights = parted_anew(sets, rng)
         order = rng.permutation(len(features))
         for begin in range(0, len(order), 128):
+            if perf_counter() - start > a.seconds:
+                break
             rows = order[begin : begin + 128]
+            num_rows += len(rows)
             hidden = table.pooled(torch.from_numpy(features[rows]), torch.from_numpy(weights[rows]))
             if optimizer is None:
                 layer(hidden, torch.from_numpy(labels[rows])).loss.backward()
@@ -235,11 +244,18 @@ def ours(a: argparse.Namespace, sets: Sets, kind: str) -> dict[str, Any]:
         **precisions(sets, np.concatenate(found)),
         "train_seconds": round(seconds, 1),
         "ms_per_query": round(spent / len(features) * 1e3, 4),
-        "epochs": a.epochs,
+        "epochs": round(num_rows / len(sets.train[0]), 1),
         "dim": a.dim,
         "lr": a.lr,
         "tower_lr": a.tower_lr,
     }
+
+
+def parted_anew(sets: Sets, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each training user another half is to be told from the rest."""
+    whole = [rng.permutation(np.concatenate(both)) for both in zip(*sets.train, strict=True)]
+    features, labels = Sets._halves(whole)
+    return padded(features), padded(labels), weights_of(sets, features)
 
 
 def weights_of(sets: Sets, rows: Rows) -> np.ndarray:
