@@ -195,7 +195,7 @@ def update_active(  # type: ignore[no-untyped-def]
         for i in range(begin, end):
             if i + _AHEAD < last:
                 _fetch(table, active[i + _AHEAD])
-            _update_row(table, update, active[i], grad[i - begin], block[i])
+            update_row(table, update, active[i], grad[i - begin], block[i])
 
 
 @_jit
@@ -241,7 +241,7 @@ def _add(out, other):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _update_row(table, update, row, grad, slopes):  # type: ignore[no-untyped-def]
+def update_row(table, update, row, grad, slopes):  # type: ignore[no-untyped-def]
     """One row by its gradient; its bias, whose gradient is the slopes' sum, counts as a column.
 
     The formulas are those of graph/optimizers.py; adam_lite is its adam with beta1 = 0. A row
@@ -365,4 +365,4 @@ def update_all(  # type: ignore[no-untyped-def]
         grad = more[: end - begin]
         _product(block, hidden, room, grad)
         for i in range(end - begin):
-            _update_row(table, update, begin + i, grad[i], block[i])
+            update_row(table, update, begin + i, grad[i], block[i])

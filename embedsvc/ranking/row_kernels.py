@@ -7,7 +7,7 @@ import numpy as np
 
 from embedsvc.compiled import LOOSE_SUMS, jit
 from embedsvc.graph.kernels import find
-from embedsvc.outputs.kernels import _update_row
+from embedsvc.outputs.kernels import update_row
 from embedsvc.prefetch import fetch_line
 
 _AHEAD = 8  # rows to fetch before their turn
@@ -89,7 +89,7 @@ def learn(  # type: ignore[no-untyped-def]
             line, share = grad[place // num_places], weight[place]
             for d in range(work.size):
                 work[d] += share * line[d]
-        _update_row(table, update, distinct[u], work, nothing)
+        update_row(table, update, distinct[u], work, nothing)
 
 
 @_jit
