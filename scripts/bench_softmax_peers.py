@@ -9,8 +9,8 @@ scikit-learn. Peers are no dependencies; without --peer-python they are left out
 
 Data: amazon-book's or yelp2018's pairs (--data FOLDER; see its MANIFEST.md): each user's items are
 parted by chance, features are one half (TF-IDF, of length 1), labels the other. Users are parted
-8 : 1 : 1; settings are chosen with --split valid, the table is of --split test. What is trained step
-by step parts training users anew at each epoch (--fixed: it does not); the others get one split.
+8 : 1 : 1; settings are chosen with --split valid, the table is of --split test. What is trained
+step by step parts training users anew at each epoch (--fixed: it does not); the others get one split.
 
 Prints a JSON line a method: P@1, P@3, P@5 over all test users (an answer may not name a feature),
 train_seconds, ms_per_query (one thread, queries together), then what they have in common.
