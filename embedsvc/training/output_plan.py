@@ -101,15 +101,32 @@ def plan_output(
     mapped = output.mapped
     if mapped == "auto":
         mapped = plan.total > available_bytes(config.memory_mb)
-    if not mapped:
-        return plan
+    plan = replace(plan, mapped=bool(mapped))
+    # A commit is written beside the two before it, which are kept, and beside the best.
+    commits = (3 + (config.early_stopping is not None)) * _commit_bytes(graph, output, width)
+    _check_disk(rows if mapped else 0, commits, folder)
+    return plan
+
+
+def _commit_bytes(graph: Graph, output: OutputConfig, width: int) -> int:
+    """On disk: rows with their state, and a vector of each entity that asks."""
+    relation = relation_of(graph, output)
+    asking = graph.num_entities(relation.lhs) if relation.lhs != relation.rhs else 0
+    classes = graph.num_entities(relation.rhs)
+    return 4 * (classes * (2 * output.dim + 1 + 2 * width) + asking * (output.dim + 2))
+
+
+def _check_disk(rows: int, commits: int, folder: Path) -> None:
+    """rows, commits: their bytes. Commits that are there already make place for those to come."""
+    there = sum(file.stat().st_size for file in folder.glob("tables/*"))
     free = _disk_free(folder)
-    if rows > free:
-        raise ConfigError(
-            f"The rows of [output] take {rows / 1e6:,.0f} MB of files and {folder} has "
-            f"{free / 1e6:,.0f} MB of disk free: make room, or choose a smaller output.dim."
-        )
-    return replace(plan, mapped=True)
+    if rows + max(commits - there, 0) <= free:
+        return
+    mapped = f"{rows / 1e6:,.0f} MB of files for mapped rows and " if rows else ""
+    raise ConfigError(
+        f"[output] takes {mapped}{commits / 1e6:,.0f} MB for its commits, and {folder} has "
+        f"{free / 1e6:,.0f} MB of disk free: make room, or choose a smaller output.dim."
+    )
 
 
 def _events_bytes(graph: Graph, output: OutputConfig) -> int:

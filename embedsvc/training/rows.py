@@ -9,6 +9,8 @@ key. A mapped table lies in a file without a name, which vanishes with the proce
 are in memory, others are not, and neither are counted as the process's own.
 """
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from embedsvc.graph.initial import FreshOf, fresh_maker
 from partitions import durable
 from partitions.checkpoint import Checkpoint
 from partitions.durable import FileEntry
+from partitions.errors import DataError
 from partitions.graph import Graph, slots_of
 from partitions.schema import Slot
 
@@ -182,7 +185,23 @@ def _zeros(shape: tuple[int, ...], folder: Path | None) -> Floats:
     folder.mkdir(parents=True, exist_ok=True)
     path = durable.temporary_name(folder / "rows")
     try:
-        found = np.memmap(path, np.float32, "w+", shape=shape)
+        with path.open("w+b") as file:
+            _reserve(file.fileno(), 4 * math.prod(shape), folder)
+            found = np.memmap(file, np.float32, "r+", shape=shape)
     finally:
         path.unlink(missing_ok=True)  # the map keeps it until the process ends
     return np.asarray(found)
+
+
+def _reserve(file: int, num_bytes: int, folder: Path) -> None:
+    """Disk for all of an empty file, which reads as zeros. A map of a file with holes would kill
+    the process, without a word, at the first page that the disk has no room for."""
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file, 0, num_bytes)
+        os.truncate(file, num_bytes)
+    except OSError as error:
+        raise DataError(
+            f"{folder} has no room for a file of {num_bytes / 1e6:,.0f} MB of mapped rows "
+            f"({error.strerror}): make room, or choose a smaller output.dim."
+        ) from None

@@ -18,7 +18,7 @@ from embedsvc.config import ModelConfig, OutputConfig, TrainConfig
 from embedsvc.evaluation.recommend import evaluate_lists
 from embedsvc.export import export
 from embedsvc.trained import Trained
-from embedsvc.training import outputs, trainer
+from embedsvc.training import output_plan, outputs, trainer
 from embedsvc.training.events import relation_of
 from embedsvc.training.output_plan import plan_output
 from embedsvc.training.trainer import METRICS
@@ -346,9 +346,51 @@ def test_the_plan_counts_what_is_held_and_says_what_would_help(
         outputs.train(graph, folder, an_output(dim=10_000_000), but(CONFIG, memory_mb=600))
     with pytest.raises(ConfigError, match=r"has .* of disk free: make room"):
         plan_output(graph, an_output(mapped=True, dim=1 << 50), CONFIG, folder)
+    with pytest.raises(ConfigError, match=r"^\[output\] takes .* MB for its commits, and .* has"):
+        plan_output(graph, an_output(mapped=False, dim=1 << 50), CONFIG, folder)
     assert not folder.exists()
     room = but(CONFIG, memory_mb=round(mapped.total / 1e6) + 1)
     assert plan_output(graph, an_output(dim=10_000), room, folder).mapped
+
+
+def test_commits_that_are_kept_count_beside_mapped_rows(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A commit has a row of each class twice and one of each user; three are there at once."""
+    output = an_output(mapped=True, dim=10_000)
+    rows = NUM_ITEMS * 4 * (2 * 10_000 + 1 + 2)
+    need = rows + 3 * (rows + NUM_USERS * 4 * (10_000 + 2))
+    monkeypatch.setattr(output_plan, "_disk_free", lambda _: need)
+    assert plan_output(graph, output, CONFIG, tmp_path).mapped
+    monkeypatch.setattr(output_plan, "_disk_free", lambda _: need - 1)
+    with pytest.raises(ConfigError, match="5 MB of files for mapped rows and 20 MB for its com"):
+        plan_output(graph, output, CONFIG, tmp_path)
+    (tmp_path / "tables").mkdir()  # of a commit that will make place
+    (tmp_path / "tables" / "item").write_bytes(b"1")
+    assert plan_output(graph, output, CONFIG, tmp_path).mapped
+
+
+_MAP_LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6))
+from pathlib import Path
+from embedsvc.training.rows import RowTable
+from partitions.errors import DataError
+
+try:
+    RowTable.empty(1000, 300, 1, bias=True, optimizer="sgd", folder=Path(sys.argv[1]))
+except DataError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="disk can't be reserved here")
+def test_mapped_rows_that_find_no_room_are_refused_before_they_are_written(tmp_path: Path) -> None:
+    arguments = [sys.executable, "-c", _MAP_LIMITED, str(tmp_path)]
+    done = subprocess.run(arguments, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path} has no room for a file of 1 MB of mapped rows" in done.stdout
+    assert not list(tmp_path.iterdir())
 
 
 _TRAIN_LIMITED = """
