@@ -45,9 +45,8 @@ Correction = Literal["log_q", "none"]
 class Chooser:
     """Chooses the active set.
 
-    order: [C], the class of each rank, the most frequent one first; frequencies: [C], by rank.
-    removed: uint8 [C] or [0]. head: how many ranks are looked at in every step; afterwards, which
-    classes these are, less removed ones.
+    order: the class of each rank, the most frequent one first, without removed ones; frequencies:
+    as many, by rank. head: how many ranks are looked at in every step; afterwards, which classes.
     """
 
     def __init__(
@@ -55,16 +54,15 @@ class Chooser:
         sampler: Sampler,
         order: Ids,
         frequencies: NDArray[np.float64],
-        removed: NDArray[np.uint8],
         head: int,
         samples: int,
         correction: Correction,
     ) -> None:
         head = min(head, len(order))
         sampler.fit(frequencies, head)
-        self._sampler, self._order, self._removed = sampler, order, removed
+        self._sampler, self._order = sampler, order
         self._samples, self._correction = samples, correction
-        self.head = order[:head][removed[order[:head]] == 0] if len(removed) else order[:head]
+        self.head = order[:head]
         self._head_slots = np.empty(0, np.int32)
         self._slots = self._head_slots
 
@@ -78,7 +76,7 @@ class Chooser:
             kernels.fill_slots(self.head, self._head_slots)
         ids, shift = np.empty(most, np.int64), np.empty(most, np.float32)
         at = np.empty(targets.shape, np.int64)
-        _, count = kernels.collect(
+        count = kernels.collect(
             self.head,
             self._head_slots,
             targets,
@@ -86,7 +84,6 @@ class Chooser:
             self._order[ranks],
             chances,
             self._samples,
-            self._removed,
             self._slots,
             ids,
             shift,

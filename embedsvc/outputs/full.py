@@ -76,6 +76,12 @@ class FullSoftmax(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if not (np.isfinite(lr) and lr >= 0) or (threads is not None and threads < 1):
+            raise ConfigError(
+                f"lr must be finite and at least 0, threads at least 1, found {lr} and {threads}."
+            )
+        if products == "bfloat16" and not fused:
+            raise ConfigError('products = "bfloat16" is of the fused step: leave fused=True.')
         if in_features < 1 or n_classes < 1:
             raise ConfigError(
                 f"A softmax needs at least one feature and one class, found {in_features} and "
@@ -131,7 +137,7 @@ class FullSoftmax(nn.Module):
         none, or a list of B tensors. A label that occurs twice counts twice.
         output: [B] or scalar, log-probability of the target; the mean over a row's labels, 0 where
         it has none. loss: the mean of -output over the rows that have a label; 0 if none has.
-        B = 0 gives an empty output and loss 0. Raises DataError, and changes nothing.
+        B = 0 gives an empty output and loss 0. Raises DataError, and changes no row.
         """
         alone = hidden.dim() == 1
         hidden_BD = self._checked(hidden)
@@ -213,7 +219,8 @@ class FullSoftmax(nn.Module):
             raise DataError("All classes were removed: there is nothing to choose from.")
         hidden_BD = (hidden[None] if hidden.dim() == 1 else hidden).to(self.weight.dtype)
         # By numpy: torch would wake its threads for this, and they cost more than the check.
-        values = hidden_BD.detach().cpu().numpy()
+        plain = hidden_BD.detach().float() if hidden_BD.dtype == torch.bfloat16 else hidden_BD
+        values = plain.detach().cpu().numpy()
         if not np.isfinite(values).all():
             row = first_bad(values)
             raise DataError(f"hidden has a number that is not finite, first in row {row}.")
@@ -221,11 +228,9 @@ class FullSoftmax(nn.Module):
 
     def _targets(self, target: Targets, num_rows: int, alone: bool) -> Tensor:
         """As int64 [B, T] on the weights' device, -1 where there is none."""
-        several = not isinstance(target, Tensor) or target.dim() == 2
         if not isinstance(target, Tensor):
-            target = nn.utils.rnn.pad_sequence(
-                [*target, torch.empty(0, dtype=torch.int64)], batch_first=True, padding_value=-1
-            )[:-1]
+            target = _padded(target)
+        several = target.dim() == 2
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             raise DataError(f"Targets are classes' numbers, found {target.dtype}.")
         target = target.to(self.weight.device, torch.int64)
@@ -278,6 +283,7 @@ class FullSoftmax(nn.Module):
 
         Scores are <w, x> + b, of which log Z was not taken off; indices are classes.
         """
+        check_k(k)
         found = chunked.topk(self._checked(hidden), self.weight, self.bias, self.removed, k)
         return TopK(found.values[0], found.indices[0]) if hidden.dim() == 1 else found
 
@@ -308,6 +314,8 @@ class FullSoftmax(nn.Module):
                 f"New classes are a number or rows [n, {self.in_features}], found "
                 + (f"{count}." if isinstance(weights, int) else f"{list(weights.shape)}.")
             )
+        if bias is not None and bias.shape != (count,):
+            raise DataError(f"bias must be [{count}], one a new class, found {list(bias.shape)}.")
         self._resize(first + count)
         if isinstance(weights, int):
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + first)
@@ -347,8 +355,14 @@ class FullSoftmax(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Tensors take the number of classes that comes in."""
         self._num_removed = -1
-        if prefix + "weight" in state_dict:
-            self._resize(len(state_dict[prefix + "weight"]))
+        weight = state_dict.get(prefix + "weight")
+        state = state_dict.get(prefix + "optimizer_state", self.optimizer_state)
+        if (  # else torch says what does not fit
+            weight is not None
+            and weight.shape[1:] == self.weight.shape[1:]
+            and state.shape[1:] == self.optimizer_state.shape[1:]
+        ):
+            self._resize(len(weight))
         if prefix + "removed" in state_dict:
             self.removed = torch.zeros_like(self.removed).new_zeros(
                 len(state_dict[prefix + "removed"])
@@ -365,6 +379,8 @@ class FullSoftmax(nn.Module):
 
     def save(self, path: Path | str) -> None:
         """Write all that `load` needs to go on as this layer would: see saved.py."""
+        if not Path(path).parent.is_dir():
+            raise DataError(f"{Path(path).parent} is no folder to save {Path(path).name} in.")
         settings = self._settings | {"lr": self.lr}
         saved.write(Path(path), type(self).__name__, settings, self._arrays_to_save())
 
@@ -391,6 +407,26 @@ class FullSoftmax(nn.Module):
         for name, tensor in self.state_dict().items():
             if isinstance(tensor, Tensor):
                 tensor.numpy()[:] = saved.arrays[name]
+
+
+def check_k(k: int) -> None:
+    if k < 0:
+        raise DataError(f"k is {k}; it must be at least 0.")
+
+
+def _padded(target: Any) -> Tensor:
+    """Of an array, or of a row's labels each: int64 [B] or [B, T]."""
+    if isinstance(target, np.ndarray):
+        return torch.from_numpy(target)
+    rows = [torch.as_tensor(row) for row in target]
+    if rows and all(row.dim() == 0 for row in rows):
+        return torch.stack(rows)
+    if any(row.dim() != 1 for row in rows):
+        raise DataError("Targets are a tensor, or a list with a list of labels for each row.")
+    labels = [row.long() if not len(row) else row for row in rows]
+    if not labels:
+        return torch.empty(0, 0, dtype=torch.int64)
+    return nn.utils.rnn.pad_sequence(labels, batch_first=True, padding_value=-1)
 
 
 def _zeros(*shape: int) -> Tensor:

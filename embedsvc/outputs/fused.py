@@ -153,7 +153,9 @@ class Fused(torch.autograd.Function):
         space = layer._spaces.pop() if layer._spaces else Workspace()
         ctx.save_for_backward(hidden_BD)
         ctx.layer, ctx.space = layer, space
-        ctx.step = layer._begin(hidden_BD.detach().numpy(), targets_BT.numpy(), space)
+        ctx.rows_at = layer.weight.data_ptr()
+        # A copy: whoever fills batches into the same memory may do so before backward.
+        ctx.step = layer._begin(hidden_BD.detach().numpy(), targets_BT.numpy().copy(), space)
         if not np.isfinite(ctx.step.log_prob).all():
             raise DataError(
                 f"The scores of row {first_bad(ctx.step.log_prob)} overflow: weights or hidden "
@@ -167,6 +169,8 @@ class Fused(torch.autograd.Function):
         _ = ctx.saved_tensors  # torch complains if hidden was changed, or freed by a backward
         if ctx.step is None:
             raise RuntimeError("The rows were updated by an earlier backward of this forward pass.")
+        if ctx.rows_at != ctx.layer.weight.data_ptr():
+            raise RuntimeError("Classes were added or loaded between forward and backward.")
         weight = -grad_B.numpy()
         if not np.isfinite(weight).all():
             raise DataError(

@@ -52,7 +52,7 @@ class Update(NamedTuple):
 
 @_jit
 def collect(  # type: ignore[no-untyped-def]
-    head, head_slots, targets, retrieved, sampled, chance, draws, removed, slots, active, shift, at
+    head, head_slots, targets, retrieved, sampled, chance, draws, slots, active, shift, at
 ):
     """The distinct classes of a step: head, targets, retrieved ones, then samples.
 
@@ -61,7 +61,7 @@ def collect(  # type: ignore[no-untyped-def]
     sampled, chance: the draws, and the chance of each to be what one draw gives; draws: how many.
     active: int64 and shift: float32, written: the classes, and the logarithm of the chance that a
     class is among the samples (0: it is certain to be active).
-    Returns how many are certain, and how many are active.
+    Returns how many are active.
     """
     slots[:] = head_slots
     active[: head.size] = head
@@ -83,17 +83,14 @@ def collect(  # type: ignore[no-untyped-def]
             slots[slot] = count
             count += 1
     shift[:count] = 0
-    certain = count
     for i in range(sampled.size):
-        if removed.size and removed[sampled[i]]:
-            continue
         slot = find(active, sampled[i], slots)
         if slots[slot] < 0:
             active[count] = sampled[i]
             slots[slot] = count
             shift[count] = np.log(-np.expm1(draws * np.log1p(-chance[i])))
             count += 1
-    return certain, count
+    return count
 
 
 @_jit

@@ -25,7 +25,7 @@ from torch.nn import functional
 from embedsvc.outputs import chunked
 from embedsvc.outputs.active import Chooser, Correction, estimate
 from embedsvc.outputs.chunked import TopK
-from embedsvc.outputs.full import FullSoftmax, Products
+from embedsvc.outputs.full import FullSoftmax, Products, check_k
 from embedsvc.outputs.fused import FusedStep
 from embedsvc.outputs.retrievers import RETRIEVERS, Retriever
 from embedsvc.outputs.sampling import SAMPLERS, LogUniform, key_of
@@ -162,7 +162,8 @@ class LSHSoftmax(FullSoftmax):
         ids, shift, at = (
             torch.from_numpy(x).to(hidden_BD.device) for x in (active.ids, active.shift, active.at)
         )
-        self._touched.append(active)
+        if self._built():
+            self._touched.append(active)
         rows = functional.embedding(ids, self.weight, sparse=True)
         bias = None
         if self.bias is not None:
@@ -215,13 +216,14 @@ class LSHSoftmax(FullSoftmax):
                 frequencies = self.frequencies.cpu().numpy()
                 order = np.argsort(-frequencies, kind="stable")
                 frequencies = frequencies[order]
-            removed = self.removed.cpu().numpy()
+            if len(self.removed):
+                live = self.removed.cpu().numpy()[order] == 0
+                order, frequencies = order[live], frequencies[live]
             sampler = "unigram" if len(self.frequencies) else "log_uniform"
             self._chooser = Chooser(
                 SAMPLERS.build(self._sampler or sampler),
                 order,
                 frequencies,
-                removed,
                 self.head,
                 self.samples,
                 self.correction,
@@ -230,8 +232,8 @@ class LSHSoftmax(FullSoftmax):
 
     def set_frequencies(self, frequencies: Tensor | NDArray[Any]) -> None:
         """Order head and sampler anew; the classes' numbers stay. O(C log C)."""
-        if isinstance(frequencies, np.ndarray):
-            frequencies = torch.from_numpy(frequencies.astype(np.float64))
+        if not isinstance(frequencies, Tensor):
+            frequencies = torch.from_numpy(np.array(frequencies, np.float64))
         values = frequencies.detach().to("cpu", torch.float64)
         if values.shape != (self.n_classes,) or not bool((values.isfinite() & (values >= 0)).all()):
             raise DataError(
@@ -265,7 +267,7 @@ class LSHSoftmax(FullSoftmax):
         if self._pinned is not head:
             retriever.pin(head)
             self._pinned = head
-        if self._touched or self._version != self.weight._version:
+        if self._version != self.weight._version:  # before, an optimizer is still to come
             none = np.empty(0, np.int64)
             ids = np.concatenate([none, *(active.others for active in self._touched)])
             far = np.concatenate([none, *(active.goals for active in self._touched)])
@@ -286,7 +288,7 @@ class LSHSoftmax(FullSoftmax):
 
     def rebuild(self) -> None:
         """Build the retriever from scratch."""
-        self._is_built, self._touched, self._chooser = False, [], None
+        self._is_built, self._touched = False, []
         if self._retriever is not None and self.num_live > self.head:
             self._ready(self._retriever)
 
@@ -303,6 +305,9 @@ class LSHSoftmax(FullSoftmax):
         proposes (default: 8 k, at least 256). exact: of all classes. Scores are <w, x> + b; indices
         are classes. In eval mode, `partition` answers from a copy of the rows.
         """
+        check_k(k)
+        if candidates is not None and candidates < 1:
+            raise DataError(f"candidates is {candidates}; it must be at least 1.")
         if (
             (exact or self._retriever is None)
             or self.num_live <= self.head
@@ -332,16 +337,24 @@ class LSHSoftmax(FullSoftmax):
         frequencies: Tensor | NDArray[Any] | None = None,
     ) -> range:
         """Append classes, as FullSoftmax does; without frequencies they count as the rarest."""
-        added = super().add_classes(weights, bias)
         if frequencies is not None and not len(self.frequencies):
             raise ConfigError("The other classes have no frequencies: set_frequencies first.")
+        before, count = (
+            self.frequencies.cpu(),
+            weights if isinstance(weights, int) else len(weights),
+        )
+        new = torch.empty(0)
+        if len(before):
+            given = before.min().expand(max(count, 0)) if frequencies is None else frequencies
+            new = torch.as_tensor(given).to(before)
+            if new.shape != (count,) or not bool((new.isfinite() & (new >= 0)).all()):
+                raise DataError(
+                    f"frequencies must be {count} finite numbers of at least 0, one a new class."
+                )
+        added = super().add_classes(weights, bias)
         self._chooser = None
-        if len(self.frequencies):
-            before = self.frequencies.cpu()
-            new = before.min().expand(len(added)) if frequencies is None else frequencies
-            if isinstance(new, np.ndarray):
-                new = torch.from_numpy(new)
-            self.set_frequencies(torch.cat([before, new.to(before)]))
+        if len(before):
+            self.set_frequencies(torch.cat([before, new]))
         if (retriever := self._built()) and len(added):
             self._bind(retriever)
             retriever.add(np.arange(added.start, added.stop))
@@ -375,7 +388,10 @@ class LSHSoftmax(FullSoftmax):
         if state and self._retriever is not None:
             weight, bias = self._rows()
             self._retriever.rebind(weight, bias)
-            self._retriever.load_state(state)
+            try:
+                self._retriever.load_state(state)
+            except KeyError:  # of another retriever: this one is built anew
+                return
             self._is_built, self._pinned = True, None
             self._bound_at, self._bound_rows = weight.ctypes.data, len(weight)
             self._version = self.weight._version

@@ -73,7 +73,7 @@ class LogUniform:
         ranks = np.arange(self._num, dtype=np.float64)
         chances = np.log1p(1 / (ranks + 1)) / np.log((self._num + 1) / (self._first + 1))
         chances[: self._first] = 0
-        return chances
+        return np.minimum(chances, 1)
 
 
 @SAMPLERS.add("unigram")
@@ -129,7 +129,7 @@ def _log_uniform(num_ranks, first, num, key):  # type: ignore[no-untyped-def]
         rank = np.int64((first + 1.0) * np.exp(_fraction(mix(state)) * span)) - 1
         rank = min(max(rank, first), num_ranks - 1)  # should rounding have passed an end
         ranks[i] = rank
-        chances[i] = np.log1p(1.0 / (rank + 1.0)) / span
+        chances[i] = min(np.log1p(1.0 / (rank + 1.0)) / span, 1.0)  # of one rank, it is rounded
     return ranks, chances
 
 

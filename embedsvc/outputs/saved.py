@@ -11,6 +11,7 @@ and of an LSHSoftmax
 
     frequencies        float64 [C], or [0]: classes are in the order of their frequency
     num_steps          int64 [1]; draws are a function of the seed and this
+    num_touches        int64 [2]: rows updated outside the head, in all and before the last build
     retriever.<name>   what the retriever keeps, if it was built
 """
 

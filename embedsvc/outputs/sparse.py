@@ -15,6 +15,7 @@ In the optimizers, means are over the D numbers of a row and its bias: one step 
 Letters: A active classes, B batch, C classes, D dimension, T labels of a row.
 """
 
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -283,3 +284,7 @@ def in_threads(task: Callable[[int, int, int], Any], bounds: list[tuple[int, int
 @cache
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "softmax")
+
+
+if hasattr(os, "register_at_fork"):  # a child has the pool, but none of its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)

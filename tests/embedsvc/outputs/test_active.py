@@ -20,7 +20,6 @@ def chooser(
         SAMPLERS.build(sampler),
         order,
         np.arange(C, 0, -1.0),
-        np.empty(0, np.uint8),
         5,
         samples,
         correction,
@@ -96,16 +95,6 @@ def test_uncorrected_scores_stay_as_they_are() -> None:
     plain, corrected = chooser(20, correction="none").choose(*args), chooser(20).choose(*args)
     assert (plain.ids == corrected.ids).all()
     assert (plain.shift == 0).all() and (corrected.shift != 0).any()
-
-
-def test_removed_classes_are_neither_head_nor_samples() -> None:
-    removed = np.zeros(C, np.uint8)
-    removed[:30] = 1
-    sampler = SAMPLERS.build("log_uniform")
-    chosen = Chooser(sampler, np.arange(C), np.ones(C), removed, 40, 10_000, "log_q")
-    active = chosen.choose(np.array([[50]]), np.empty(0, np.int64), key_of(0, 0))
-    assert sorted(active.ids.tolist()) == list(range(30, C))
-    assert chosen.head.tolist() == list(range(30, 40))
 
 
 def test_estimate_equals_a_plain_loop() -> None:

@@ -1,6 +1,7 @@
 """The layer over some classes: exact where all are retrieved, and at its edges."""
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,10 @@ def test_wrong_settings_are_one_sentence() -> None:
         ({"head": -1}, "head is -1"),
         ({"correction": "logq"}, "correction is 'logq'"),
         ({"train_probes": 0}, "train_probes is 0; it must be at least 1"),
+        ({"lr": -1}, "lr must be finite and at least 0"),
+        ({"lr": float("nan")}, "lr must be finite and at least 0"),
+        ({"threads": 0}, "threads at least 1, found 0.1 and 0"),
+        ({"products": "bfloat16", "fused": False}, "is of the fused step"),
         ({"sampler": "unigram"}, "unigram needs frequencies"),
         ({"retriever": "exacct"}, "Did you mean exact"),
         ({"optimizer": "adam"}, "no row optimizer named adam. Did you mean"),
@@ -293,7 +298,7 @@ def test_the_retriever_proposes_none_of_the_head() -> None:
 
     assert proposed() == list(range(8, 40))
     model.remove_classes([3, 30])
-    assert proposed() == [c for c in range(8, 40) if c != 30]
+    assert proposed() == [c for c in range(9, 40) if c != 30]  # 8 is of the head now
     model.set_frequencies(torch.arange(40))  # the head is 32 .. 39 now
     assert proposed() == [c for c in range(32) if c not in (3, 30)]
     model.add_classes(2, frequencies=torch.tensor([100.0, 0.5]))
@@ -311,6 +316,9 @@ def test_topk_of_head_and_retrieved_is_exact_when_the_retriever_is() -> None:
         for found in (model.topk(hidden, k), model.topk(hidden, k, exact=True)):
             assert torch.allclose(found.values, expected.values, atol=1e-6)
             assert (found.indices == expected.indices).all()
+    for wrong, sentence in (({"k": -1}, "k is -1"), ({"k": 1, "candidates": 0}, "candidates is 0")):
+        with pytest.raises(DataError, match=sentence):
+            model.topk(hidden, **wrong)
     few = model.topk(hidden, 30, candidates=2)  # fewer than k: answered by a scan
     assert (few.indices == scores.topk(30).indices).all()
     assert (model.predict(hidden) == scores.argmax(1)).all()
@@ -473,3 +481,122 @@ def test_an_unfused_layer_learns_on_a_gpu() -> None:
     model.remove_classes([7])
     model.add_classes(2)
     assert model.log_prob(hidden).shape == (500, 502)
+
+
+def test_removed_classes_leave_their_places_to_others() -> None:
+    model = layer(300, head=10, samples=20, retriever=None)
+    model.remove_classes(range(250))
+    assert model._ranks().head.tolist() == list(range(250, 260))
+    model(torch.ones(1, D), torch.tensor([299]))
+    assert int(model.num_touches[0]) > 5
+
+
+def test_the_retriever_hears_of_rows_once_they_have_changed() -> None:
+    """Of an unfused layer: after the optimizer's step, of all backward passes before it."""
+    model = layer(fused=False, head=0)
+    retriever, heard = model.retriever, []
+    assert retriever is not None
+    model.rebuild()
+    touch = retriever.touch
+    retriever.touch = lambda ids, far: heard.append((ids, far)) or touch(ids, far)  # type: ignore
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for seed in (1, 2):
+        model(*batch(9, 300, seed)).loss.backward()
+        model.state_dict()
+    assert not heard
+    optimizer.step()
+    model(*batch(9, 300, 3))
+    targets = np.unique(torch.cat([batch(9, 300, seed)[1] for seed in (1, 2)]).numpy())
+    [(ids, far)] = heard
+    assert far.tolist() == targets.tolist() and set(targets) <= set(ids.tolist())
+
+
+@pytest.mark.parametrize("settings", [{"retriever": None}, {"retrieved": 0}, {"head": 300}])
+def test_a_layer_that_asks_no_retriever_remembers_no_steps(settings: dict[str, Any]) -> None:
+    model = layer(fused=False, **settings)
+    for seed in range(3):
+        model(*batch(9, 300, seed)).loss.backward()
+    assert not model._touched
+
+
+def test_classes_that_can_not_be_added_change_nothing() -> None:
+    model = layer(frequencies=torch.ones(300))
+    for wrong in (np.ones(3), np.array([1.0, np.nan])):
+        with pytest.raises(DataError, match="frequencies must be 2 finite numbers"):
+            model.add_classes(2, frequencies=wrong)
+    with pytest.raises(DataError, match=r"bias must be \[2\]"):
+        model.add_classes(2, torch.ones(1))
+    with pytest.raises(ConfigError, match="set_frequencies first"):
+        layer().add_classes(2, frequencies=[1.0, 2])  # type: ignore[arg-type]
+    assert model.n_classes == 300
+
+
+def test_an_update_after_rows_have_moved_is_an_error() -> None:
+    model = layer()
+    loss = model(*batch(9, 300)).loss
+    model.add_classes(1000)
+    with pytest.raises(RuntimeError, match="between forward and backward"):
+        loss.backward()
+
+
+def test_targets_may_be_overwritten_before_backward() -> None:
+    model, twin = layer(), layer()
+    hidden, target = batch(9, 300)
+    losses = [one(hidden, target.clone()).loss for one in (twin,)]
+    given = target.clone()
+    losses.append(model(hidden, given).loss)
+    given.zero_()
+    for loss in losses:
+        loss.backward()
+    assert (model.weight == twin.weight).all()
+
+
+def test_targets_are_arrays_and_lists_as_well() -> None:
+    model = layer().eval()
+    hidden, target = batch(3, 300)
+    expected = model(hidden, target).output.tolist()
+    for given in (target.numpy(), target.tolist(), [[t] for t in target.tolist()]):
+        assert model(hidden, given).output.tolist() == expected
+    with pytest.raises(DataError, match="a list of labels for each row"):
+        model(hidden, [[[1]], [[2]], [[3]]])
+
+
+def test_a_loaded_state_of_another_retriever_is_built_anew() -> None:
+    model, other = layer(), layer(retriever="simhash")
+    for one in (model, other):
+        one.rebuild()
+    other.load_state_dict(model.state_dict())
+    assert other.topk(batch(9, 300)[0], 3).indices.shape == (9, 3)
+
+
+def test_what_does_not_fit_in_leaves_the_classes_as_they_were() -> None:
+    model = layer()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict(LSHSoftmax(D + 1, 500).state_dict())
+    assert model.n_classes == 300 and len(model.optimizer_state) == 300
+
+
+def test_a_forked_child_learns() -> None:
+    import multiprocessing
+
+    model = layer(5000, threads=2)
+    hidden, target = batch(64, 5000)
+    model(hidden, target).loss.backward()
+
+    def learn() -> None:
+        model(hidden, target).loss.backward()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # fork of a process with threads
+        child = multiprocessing.get_context("fork").Process(target=learn)
+        child.start()
+    child.join(60)
+    hangs = child.is_alive()
+    child.kill()
+    assert not hangs and child.exitcode == 0
+
+
+def test_one_class_outside_the_head_is_drawn() -> None:
+    for head in (4, 6, 11, 64):
+        model = layer(head + 1, head=head, retriever=None, samples=8)
+        assert torch.isfinite(model(torch.randn(4, D), torch.arange(4)).loss)
