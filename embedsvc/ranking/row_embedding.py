@@ -103,6 +103,7 @@ class RowEmbedding(nn.Module):
         if not (self.training and torch.is_grad_enabled()):
             return torch.from_numpy(self._pool(ids, weight))
         trigger = torch.empty(0, requires_grad=True)
+        ids = ids.copy()  # the caller may fill his own anew before rows learn
         found: Tensor = _LookUp.apply(trigger, self, ids, weight)  # type: ignore[no-untyped-call]
         return found
 

@@ -229,3 +229,15 @@ def test_bad_input() -> None:
         RowEmbedding(3, 3, init_scale=-1)
     with pytest.raises(ConfigError, match="no row optimizer named"):
         RowEmbedding(3, 3, optimizer="lion")
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_what_was_looked_up_learns_though_the_ids_are_filled_anew(pooled: bool) -> None:
+    """As where a loader uses one buffer for all batches; what it holds then is checked later."""
+    table, ids = RowEmbedding(ROWS, DIM, lr=1.0, seed=1), torch.tensor([[3, 4]])
+    before = table.weight.detach().clone()
+    found = table.pooled(ids) if pooled else table(ids)
+    ids[:] = torch.tensor([[7, ROWS + 1]])
+    found.sum().backward()
+    changed = (table.weight != before).any(1).nonzero().flatten()
+    assert changed.tolist() == [3, 4]
