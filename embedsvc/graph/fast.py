@@ -8,11 +8,12 @@ bit for bit, at every run; the negatives are the same with any number of threads
 
 import ctypes
 import os
+import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 
@@ -288,16 +289,39 @@ def _grouped(order, rel, group_of_rel):  # type: ignore[no-untyped-def]
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Numba's products come from scipy's OpenBLAS, whose own threads would stand in ours' way."""
+    """Numba's products come from scipy's OpenBLAS, whose own threads would stand in ours' way.
+
+    Its number of threads is the process's: the first of those inside sets it and the last puts it
+    back, whichever threads they are.
+    """
     blas = _scipy_openblas()
-    before = blas.scipy_openblas_get_num_threads() if blas else 1
-    if blas:
-        blas.scipy_openblas_set_num_threads(1)
+    if blas is None:
+        yield
+        return
+    with _INSIDE.lock:
+        if not _INSIDE.depth:
+            _INSIDE.before = blas.scipy_openblas_get_num_threads()
+            blas.scipy_openblas_set_num_threads(1)
+        _INSIDE.depth += 1
     try:
         yield
     finally:
-        if blas:
-            blas.scipy_openblas_set_num_threads(before)
+        with _INSIDE.lock:
+            _INSIDE.depth -= 1
+            if not _INSIDE.depth:
+                blas.scipy_openblas_set_num_threads(_INSIDE.before)
+
+
+@dataclass
+class _Inside:
+    """Those inside `one_blas_thread`."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    depth: int = 0
+    before: int = 1  # threads
+
+
+_INSIDE = _Inside()
 
 
 @cache

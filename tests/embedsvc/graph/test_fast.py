@@ -291,3 +291,22 @@ def test_whatever_is_registered_anew_is_not_covered_unasked(
         model = ModelConfig.model_validate(settings if table == "model" else {})
         train = TrainConfig.model_validate(settings if table == "train" else {})
         assert uncovered(model, train) == f"{table}.{setting} = new"
+
+
+def test_the_last_of_those_who_overlap_puts_back_blas_threads() -> None:
+    """As two layers do, each in a thread of its own, where the first to come is first to go."""
+    blas = fast._scipy_openblas()
+    if blas is None:
+        pytest.skip("scipy has no OpenBLAS of its own")
+    before = blas.scipy_openblas_get_num_threads()
+    blas.scipy_openblas_set_num_threads(2)
+    try:
+        first, second = fast.one_blas_thread(), fast.one_blas_thread()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert blas.scipy_openblas_get_num_threads() == 1  # the second is inside
+        second.__exit__(None, None, None)
+        assert blas.scipy_openblas_get_num_threads() == 2
+    finally:
+        blas.scipy_openblas_set_num_threads(before)
