@@ -297,9 +297,7 @@ class OutputConfig(Table):
             if self.kind == "full_softmax" and changed:
                 raise ValueError(f"{name} is of lsh_softmax: remove it, or choose that kind")
         if _name(self.examples) == "skip_gram" and (_name(self.tower) != "mean" or self.hidden):
-            raise ValueError(
-                "skip_gram learns from one item at a time: remove tower and hidden"
-            )
+            raise ValueError("skip_gram learns from one item at a time: remove tower and hidden")
         return self
 
 

@@ -417,6 +417,11 @@ class Road:
 
     def _print_lists(self, report: dict[str, Any]) -> None:
         k = report["k"]
+        if not report["num_lists"]:
+            self._say(
+                f"eval: no list for {report['relation']}: the split has no edge of it to find"
+            )
+            return
         table = Table(title=f"Top-{k} lists of {report['num_lists']:,} for {report['relation']}")
         for column in ("", f"Recall@{k}", f"NDCG@{k}"):
             table.add_column(column, justify="left" if not column else "right")

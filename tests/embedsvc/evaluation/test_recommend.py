@@ -1,5 +1,6 @@
 """Top-k lists equal a plain sort of all items, whatever the partitions."""
 
+import io
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -9,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from embedsvc.config import ModelConfig
 from embedsvc.evaluation import recommend
-from embedsvc.evaluation.recommend import evaluate_lists
+from embedsvc.evaluation.recommend import RecommendReport, evaluate_lists
 from embedsvc.graph.comparators import COMPARATORS
 from embedsvc.graph.operators import OPERATORS
+from embedsvc.road import Road
 from embedsvc.trained import Trained
 from partitions.errors import DataError
 from partitions.graph import Graph
@@ -200,3 +203,13 @@ def test_an_unknown_relation_is_refused_with_a_hint(
     )
     with pytest.raises(DataError, match=r"has no relation buy\. Did you mean buys\?"):
         evaluate_lists(trained, "buy", "test", k=3)
+
+
+def test_lists_of_nothing_are_told_in_a_sentence() -> None:
+    road = object.__new__(Road)
+    road.console = Console(file=io.StringIO())
+    nothing = float("nan")
+    report = RecommendReport("buy", 20, 0, nothing, nothing, nothing, nothing, nothing)
+    road._print_lists(asdict(report))
+    said = road.console.file.getvalue()  # type: ignore[attr-defined]
+    assert said == "eval: no list for buy: the split has no edge of it to find\n"
