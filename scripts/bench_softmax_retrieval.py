@@ -94,9 +94,15 @@ def _of(a: argparse.Namespace, name: str) -> Iterator[Line]:
             yield from method(a, truth, name)
 
 
-def measure(a: argparse.Namespace, truth: Truth, search: Search, slow: bool = False) -> Line:
-    """Recall, and microseconds a query."""
-    queries = truth.queries_QD
+def measure(
+    a: argparse.Namespace,
+    truth: Truth,
+    search: Search,
+    slow: bool = False,
+    queries: Floats | None = None,
+) -> Line:
+    """Recall, and microseconds a query. queries: truth's, in another form."""
+    queries = truth.queries_QD if queries is None else queries
     r1, r10 = truth.recall(search(queries))
     rounds, cpu_rounds = [], []
     for _ in range(1 if slow else a.rounds):
@@ -182,7 +188,7 @@ def drifted(a: argparse.Namespace, truth: Truth, name: str) -> Iterator[Line]:
         truth.weight_CD[ids] += share[:, None] * (first[towards[ids]] - first[ids])
         num_touched[ids] += 1
         start = thread_time()
-        partition.touch(ids)
+        partition.touch(ids, np.unique(target))
         cpu_spent += thread_time() - start
     spent = partition.upkeep_s / a.drift_steps
     before, truth.best_QK = (
@@ -218,21 +224,22 @@ def drifted(a: argparse.Namespace, truth: Truth, name: str) -> Iterator[Line]:
     }
 
 
-def with_bias(truth: Truth) -> Floats:
-    """Rows [w, b], for indexes that know inner products only."""
-    return np.concatenate([truth.weight_CD, truth.bias_C[:, None]], axis=1)
+def with_bias(truth: Truth) -> tuple[Floats, Floats]:
+    """Rows [w, b] and queries [x, 1], for indexes that know inner products only."""
+    rows = np.concatenate([truth.weight_CD, truth.bias_C[:, None]], axis=1)
+    return rows, np.pad(truth.queries_QD, ((0, 0), (0, 1)), constant_values=1)
 
 
 def found_by(index: Any) -> Search:
     def search(x: Floats) -> Ids:
-        ids: NDArray[np.int64] = index.search(np.pad(x, ((0, 0), (0, 1)), constant_values=1), K)[1]
+        ids: NDArray[np.int64] = index.search(x, K)[1]
         return ids
 
     return search
 
 
 def inverted_files(a: argparse.Namespace, truth: Truth, name: str) -> Iterator[Line]:
-    rows = with_bias(truth)
+    rows, queries = with_bias(truth)
     start = perf_counter()
     flat = faiss.IndexFlatIP(rows.shape[1])
     index = faiss.IndexIVFFlat(flat, rows.shape[1], a.cells, faiss.METRIC_INNER_PRODUCT)
@@ -241,12 +248,12 @@ def inverted_files(a: argparse.Namespace, truth: Truth, name: str) -> Iterator[L
     fit_s = round(perf_counter() - start, 1)
     for probes in a.probes[-3:]:
         index.nprobe = probes
-        line = measure(a, truth, found_by(index))
+        line = measure(a, truth, found_by(index), queries=queries)
         yield {"method": "faiss ivf", **line, "fit_s": fit_s, "cells": a.cells, "probes": probes}
 
 
 def small_worlds(a: argparse.Namespace, truth: Truth, name: str) -> Iterator[Line]:
-    rows = with_bias(truth)
+    rows, queries = with_bias(truth)
     start = perf_counter()
     index = faiss.IndexHNSWFlat(rows.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
     index.hnsw.efConstruction = 40
@@ -254,5 +261,5 @@ def small_worlds(a: argparse.Namespace, truth: Truth, name: str) -> Iterator[Lin
     fit_s = round(perf_counter() - start, 1)
     for effort in (16, 64, 256):
         index.hnsw.efSearch = effort
-        line = measure(a, truth, found_by(index))
+        line = measure(a, truth, found_by(index), queries=queries)
         yield {"method": "faiss hnsw", **line, "fit_s": fit_s, "links": 16, "ef": effort}
