@@ -27,7 +27,7 @@ from partitions import tensors
 from partitions.durable import replacing
 from partitions.errors import DataError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)

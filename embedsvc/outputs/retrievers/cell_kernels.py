@@ -1,4 +1,4 @@
-"""Kernels of the cells of a partition (cells.py): means, and rows that move between them.
+"""Kernels of the cells of a partition (cells.py): means, which follow rows.
 
 Letters: C classes, D dimension, E = D + 2, K cells, n rows.
 """
@@ -57,30 +57,6 @@ def add_to(sums, cell, rows):  # type: ignore[no-untyped-def]
     for i in range(cell.size):
         for d in range(sums.shape[1]):
             sums[cell[i], d] += rows[i, d]
-
-
-@_jit
-def relocate(view, ids, near, size, means, cell, new):  # type: ignore[no-untyped-def]
-    """new: written: of each id the nearest of the cells near its own; the same if it is in none."""
-    rows = np.empty((1, means.center.shape[1]), np.float32)
-    row = rows[0]
-    for i in range(ids.size):
-        own = cell[ids[i]]
-        new[i] = own
-        if own < 0 or own >= near.shape[0]:
-            continue
-        augment(view, ids[i : i + 1], rows)
-        best, which = np.float32(-np.inf), own
-        for n in range(near.shape[1]):
-            c = near[own, n]
-            other = means.center[c]
-            score = -means.half[c]
-            for d in range(row.size):
-                score += row[d] * other[d]
-            if score > best:
-                best, which = score, c
-        new[i] = which
-        follow(rows, new[i : i + 1], size, means)
 
 
 @_jit

@@ -7,7 +7,7 @@ the rows lacks nothing: m is the length that nine tenths do not reach, since a f
 would leave all others nothing but that coordinate. So cells hold rows alike in direction and in
 length.
 
-Letters: C classes, D dimension, E = D + 2, K cells, N near cells, P probes, Q queries, n rows.
+Letters: C classes, D dimension, E = D + 2, K cells, n rows.
 """
 
 from typing import Any
@@ -19,10 +19,9 @@ from embedsvc.outputs.retrievers import Floats, Ids
 from embedsvc.outputs.retrievers import cell_kernels as kernels
 from embedsvc.outputs.retrievers.cell_kernels import Means, View
 from embedsvc.outputs.retrievers.threads import in_parallel
-from embedsvc.outputs.retrievers.visits import Centers, choose, rows_for_products
+from embedsvc.outputs.retrievers.visits import GROUP, Centers, choose, rows_for_products
 
 _CHUNK = 16_384  # rows read at a time
-_NEAR = 16  # cells that a touched class may move to at once
 _LONGEST = 0.9  # of the rows are no longer than m
 
 
@@ -34,19 +33,17 @@ class Cells:
         tiles, plain = rows_for_products(len(center_KE), center_KE.shape[1] - 2, tiled)
         self.means = Means(center_KE, variance_K, np.empty_like(variance_K), tiles, plain)
         kernels.derive(0, len(center_KE), self.means)
-        self.near_KN = self._near_cells()
 
     @classmethod
     def of_state(cls, view: View, state: dict[str, NDArray[Any]], tiled: bool) -> "Cells":
         cells = cls(view, state["center"].copy(), state["variance"].copy(), tiled)
         cells.means.half[:] = state["half"]
-        cells.near_KN = state["near"].copy()
         return cells
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Cells near and half lengths as well, which were of other centers, or summed otherwise."""
+        """Half lengths as well, which may have been summed otherwise."""
         center, variance, half, *_ = self.means
-        return {"center": center, "variance": variance, "half": half, "near": self.near_KN}
+        return {"center": center, "variance": variance, "half": half}
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: tiles begin with a cache line, which a copied array may not."""
@@ -82,11 +79,11 @@ class Cells:
         return cells, cell_C
 
     def __len__(self) -> int:
-        return len(self.near_KN)
+        return len(self.means.center)
 
     @property
     def num_bytes(self) -> int:
-        return self.near_KN.nbytes + sum(array.nbytes for array in self.means)
+        return sum(array.nbytes for array in self.means)
 
     def _move_means(self, rows: Floats, rng: np.random.Generator) -> None:
         """A round of k-means."""
@@ -120,21 +117,9 @@ class Cells:
         variance = np.maximum(squares / np.maximum(size, 1) - inner, 0) / (width - 2)
         self.means.variance[:] = np.where(full, variance, 0)
         kernels.derive(0, num_cells, self.means)
-        self.near_KN = self._near_cells()
-
-    def _near_cells(self) -> NDArray[np.int32]:
-        """int32 [K, N]: of each center the nearest ones, itself among them."""
-        center_KE = self.means.center
-        num_cells, chunk = len(center_KE), _CHUNK // 16
-        near = np.empty((num_cells, min(_NEAR, num_cells)), np.int32)
-        for begin in range(0, num_cells, chunk):
-            distance = self.means.half - center_KE[begin : begin + chunk] @ center_KE.T
-            nearest = np.argpartition(distance, near.shape[1] - 1, axis=1)
-            near[begin : begin + chunk] = nearest[:, : near.shape[1]]
-        return near
 
     def nearest(self, ids: Ids) -> NDArray[np.int32]:
-        """The cell whose mean is nearest to each of these rows."""
+        """The cell, of all, whose mean is nearest to each of these rows."""
         return self._nearest(_augmented(self.view, ids))
 
     def _nearest(self, rows_nE: Floats) -> NDArray[np.int32]:
@@ -148,21 +133,18 @@ class Cells:
             best = np.full((part.stop - part.start, 1), -np.inf, np.float32)
             choose(rows[part], ends[part], centers, best, found[part])
 
-        in_parallel(len(rows), work)
+        if len(rows) <= GROUP:  # a touch: waking a thread costs as much
+            work(slice(0, len(rows)))
+        else:
+            in_parallel(len(rows), work)
         return found[:, 0].astype(np.int32)
 
-    def look_around(self, ids: Ids, cell_C: NDArray[np.int32], size: Any) -> NDArray[np.int32]:
-        """Of these rows the nearest of the cells near their own: all of them cost far more.
-
-        Means and variances take notice. size: of the cells.
-        """
-        cell = np.empty(len(ids), np.int32)
-        kernels.relocate(self.view, ids, self.near_KN, size, self.means, cell_C, cell)
+    def look_at(self, ids: Ids, size: Any) -> NDArray[np.int32]:
+        """The same, and means and variances take notice. size: of the cells."""
+        rows = _augmented(self.view, ids)
+        cell = self._nearest(rows)
+        kernels.follow(rows, cell, size, self.means)
         return cell
-
-    def follow(self, ids: Ids, cell: NDArray[np.int32], size: Any) -> None:
-        """Means and variances take notice of rows that came into these cells."""
-        kernels.follow(_augmented(self.view, ids), cell, size, self.means)
 
 
 def seen_from_mean(weight_CD: Floats, bias_C: Floats) -> View:

@@ -9,11 +9,12 @@ best row scores, not its mean one. With 1024 cells of a million classes of Zipf'
 reads a third to a half of the rows that the usual rules read for equal recall (nearest centroid,
 highest mean, k-means on directions alone).
 
-A class is one int, its cell. It is looked at on every n-th touch: it moves if one of the cells near
-its own is nearer, and its cell's mean and spread follow it. Queries that come together are grouped
-by cell, so that each cell visited is one product, rounded to bfloat16 where that is fast; the best
-of it are scored anew, exactly (answers.py). While rows are not being trained, a copy of them in the
-order of cells is read (packed.py).
+A class is one int, its cell. It is looked at on every n-th touch, and on each by which it moved
+far: it moves to the nearest cell of all, since rows in training go far, and that cell's mean and
+spread follow it. Queries that come together are grouped by cell, so that each cell visited is one
+product, rounded to bfloat16 where that is fast; the best of it are scored anew, exactly
+(answers.py). While rows are not being trained, a copy of them in the order of cells is read
+(packed.py).
 
 Pinned classes are one more cell, which every query visits.
 
@@ -49,7 +50,7 @@ class Partition:
         self,
         cells: int | None = None,  # unset: the root of the number of classes
         probes: int = 16,  # cells that a query visits
-        check_every: int = 32,  # touches of a class
+        check_every: int = 64,  # touches of a class
         reach: float = 3.0,  # spreads
         hard_rows: int = 2**31 - 1,  # of a cell, as many as `hard` looks at
         rounds: int = 6,  # of k-means
@@ -118,7 +119,8 @@ class Partition:
         due = self._touches.due(ids)
         if far is not None:
             due = np.union1d(due, far)
-        self._move(due, self._cells.look_around(due, self.cell_C, self._lists.space.size))
+        own = self.cell_C[due]
+        self._place(due[(own >= 0) & (own < len(self._cells))])
         self.upkeep_s += perf_counter() - start
 
     def add(self, ids: Ids) -> None:
@@ -139,9 +141,7 @@ class Partition:
     def _place(self, ids: Ids) -> None:
         """Into the cells nearest now, whose means and spreads take notice."""
         if len(ids):
-            cell = self._cells.nearest(ids)
-            self._move(ids, cell)
-            self._cells.follow(ids, cell, self._lists.space.size)
+            self._move(ids, self._cells.look_at(ids, self._lists.space.size))
 
     def _move(self, ids: Ids, cell: NDArray[np.int32]) -> None:
         self._kept_centers = None

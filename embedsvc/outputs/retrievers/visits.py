@@ -86,9 +86,10 @@ def choose(queries, extra, centers, best, which):  # type: ignore[no-untyped-def
         lowest = np.full(_width(members.size), np.inf, np.float32)
         lowest[: members.size] = -np.inf
         whole = np.empty((_BLOCK, lowest.size), np.float32)
+        extra_of_group = extra[first:last].T.copy()  # side by side, for the loop over queries
         for begin in range(0, num_centers, _BLOCK):
             scores = whole[: min(_BLOCK, num_centers - begin)]
-            _score_centers(begin, centers, group, extra[first:last], scores)
+            _score_centers(begin, centers, group, extra_of_group, scores)
             block = ids[begin : begin + len(scores)]
             _offer(scores, offset, block, lowest, members, best, which)
 
@@ -104,8 +105,8 @@ def _score_centers(begin, centers, group, extra, scores):  # type: ignore[no-unt
     for i in range(count):
         row, c = scores[i], begin + i
         more, one, two = centers.offset[c], centers.extra[0, c], centers.extra[1, c]
-        for j in range(extra.shape[0]):
-            row[j] += more + one * extra[j, 0] + two * extra[j, 1]
+        for j in range(extra.shape[1]):
+            row[j] += more + one * extra[0, j] + two * extra[1, j]
 
 
 @_jit
