@@ -15,8 +15,11 @@ Ways to train the same layer, by name:
 """
 
 import argparse
-import resource
-from collections.abc import Callable, Iterator
+import ctypes
+import gc
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from statistics import mean, median
 from time import perf_counter, process_time
 from typing import Any
@@ -29,6 +32,7 @@ from torch.nn import functional
 from embedsvc.outputs.full import FullSoftmax
 from embedsvc.outputs.generator import Frequencies, Generator
 from embedsvc.outputs.lsh_softmax import LSHSoftmax
+from partitions.memory import forget_peak, peak_bytes
 
 Line = dict[str, Any]
 WTA = {"name": "wta", "permutations": 160, "window": 8, "bands": 32}
@@ -36,7 +40,7 @@ WTA = {"name": "wta", "permutations": 160, "window": 8, "bands": 32}
 
 def layer_of(method: str, dim: int, classes: int, **settings: Any) -> FullSoftmax:
     if method == "full":
-        return FullSoftmax(dim, classes, **_only(settings, "lr", "seed"))
+        return FullSoftmax(dim, classes, **_only(settings, "lr", "seed", "products"))
     special: dict[str, dict[str, Any]] = {
         "partition": {},
         "sampled": {"retriever": None},
@@ -58,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step = parser.add_argument_group("step")
     step.add_argument("--batches", type=int, nargs="+", default=[128, 512])
     step.add_argument("--step-head", type=int, default=1024)
-    step.add_argument("--retrieved", type=int, default=8)
+    step.add_argument("--retrieved", type=int, default=12)
     step.add_argument("--train-probes", type=int)
     step.add_argument("--samples", type=int, default=1024)
     step.add_argument("--products", choices=["float32", "bfloat16"], default="float32")
@@ -78,9 +82,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def step(a: argparse.Namespace) -> Iterator[Line]:
     """Zipf's frequencies; rows as trained (Generator.weights), so that an index has what to find.
 
-    Methods take turns, a step each; a step's time is the median of its rounds. active: classes that
-    a step looks at. upkeep_share: of the step, what the index needs to follow. extra_mb: memory
-    beside weights and optimizer state. threads: all cores.
+    Methods run one after the other, each with examples of its own to warm up by and the same ones
+    to be timed by; a step's time is the median of its rounds. active: classes that a step looks at.
+    upkeep_share: of the step, what the index needs to follow it by `touch`. Rebuilds are in no
+    step; rebuild_s is what one takes. extra_mb: memory beside weights and optimizer state, as the
+    most that the process held in a step less what it held before the first one; index_mb of an
+    index was there by then. threads: all cores.
     """
     if a.quick:
         a.classes, a.rounds = 50_000, 2
@@ -96,19 +103,22 @@ def step(a: argparse.Namespace) -> Iterator[Line]:
 
 def _own_step(a: argparse.Namespace, method: str, batch: int, generator: Generator) -> Line:
     settings = {"frequencies": generator.probability_C, "lr": 1e-4, "seed": a.seed}
+    settings["products"] = a.products
     if method != "full":
         settings |= {"head": a.step_head, "train_probes": a.train_probes, "retrieved": a.retrieved}
-        settings |= {"samples": a.samples, "auto_rebuild": False, "products": a.products}
+        settings |= {"samples": a.samples, "auto_rebuild": False}
+    _load_kernels(method, a.dim, batch, settings)
     layer = layer_of(method, a.dim, a.classes, **settings)
+    layer.optimizer_state.zero_()  # in memory, as is the weight
     weight, bias = generator.weights()
     layer.weight.data.copy_(torch.from_numpy(weight))
     layer.bias.data.copy_(torch.from_numpy(bias))  # type: ignore[union-attr]
     del weight, bias
-    build_s, retriever = 0.0, getattr(layer, "retriever", None)
+    rebuild_s, retriever = 0.0, getattr(layer, "retriever", None)
     if isinstance(layer, LSHSoftmax):
         start = perf_counter()
         layer.rebuild()
-        build_s = perf_counter() - start
+        rebuild_s = perf_counter() - start
     active: list[int] = []
 
     def one(hidden: Tensor, target: Tensor) -> None:
@@ -118,12 +128,11 @@ def _own_step(a: argparse.Namespace, method: str, batch: int, generator: Generat
             active.append(int(layer.num_touches[0]) - before + len(layer._ranks().head))
 
     rounds = a.rounds if method == "full" else 40 * a.rounds
-    run(a, one, batch, generator, max(1, rounds // 10))
+    steps = Steps(one, batch, generator)
+    steps.warm_up(max(1, rounds // 10))
     spent = retriever.upkeep_s if retriever else 0.0
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    times, cpu = run(a, one, batch, generator, rounds)
+    times, cpu = steps.run(range(rounds))
     upkeep = (retriever.upkeep_s - spent) / sum(times) if retriever else 0.0
-    extra = sum(space.num_bytes for space in layer._spaces)
     return {
         "method": method,
         "batch": batch,
@@ -132,32 +141,63 @@ def _own_step(a: argparse.Namespace, method: str, batch: int, generator: Generat
         "step_ms_min": round(min(times) * 1e3, 3),
         "cpu_ms": round(cpu * 1e3, 3),
         "upkeep_share": round(upkeep, 4),
-        "extra_mb": round(extra / 1e6, 1),
+        "extra_mb": round(steps.extra_bytes / 1e6, 1),
         "index_mb": round(retriever.num_bytes / 1e6, 1) if retriever else 0,
-        "build_s": round(build_s, 1),
-        "peak_mb": round(rss / 1e3),
+        "rebuild_s": round(rebuild_s, 1),
         "rounds": rounds,
     }
 
 
-def run(
-    a: argparse.Namespace,
-    one: Callable[[Tensor, Tensor], None],
-    batch: int,
-    generator: Generator,
-    rounds: int,
-) -> tuple[list[float], float]:
-    """Seconds of each round, and CPU seconds of a round on average."""
-    times = []
-    cpu = 0.0
-    for seed in range(rounds):
-        x, y = generator.examples(batch, seed)
-        hidden, target = torch.from_numpy(x).requires_grad_(), torch.from_numpy(y)
-        start, start_cpu = perf_counter(), process_time()
-        one(hidden, target)
-        times.append(perf_counter() - start)
-        cpu += process_time() - start_cpu
-    return times, cpu / rounds
+def _load_kernels(method: str, dim: int, batch: int, settings: Line) -> None:
+    """By a step of a small layer: they are the process's, and no layer's."""
+    classes = 2000
+    layer = layer_of(method, dim, classes, **(settings | {"frequencies": np.ones(classes)}))
+    hidden = torch.randn(batch, dim, requires_grad=True)
+    layer(hidden, torch.randint(classes, (batch,))).loss.backward()
+
+
+class Steps:
+    """A layer's steps, timed, and the memory they take beside what was there before the first."""
+
+    def __init__(
+        self, one: Callable[[Tensor, Tensor], None], batch: int, generator: Generator
+    ) -> None:
+        self._one, self._batch, self._generator = one, batch, generator
+        gc.collect()
+        with suppress(AttributeError):  # what a build freed is the system's again
+            ctypes.CDLL(None).malloc_trim(0)
+        self._before = self._most = held_bytes()
+
+    @property
+    def extra_bytes(self) -> int:
+        return self._most - self._before
+
+    def warm_up(self, rounds: int) -> None:
+        self.run(range(_WARM_UP, _WARM_UP + rounds))
+
+    def run(self, seeds: Iterable[int]) -> tuple[list[float], float]:
+        """Seconds of each round, and CPU seconds of a round on average."""
+        times = []
+        cpu = 0.0
+        for seed in seeds:
+            x, y = self._generator.examples(self._batch, seed)
+            hidden, target = torch.from_numpy(x).requires_grad_(), torch.from_numpy(y)
+            forget_peak()  # of making examples; and of a build before the first step
+            start, start_cpu = perf_counter(), process_time()
+            self._one(hidden, target)
+            times.append(perf_counter() - start)
+            cpu += process_time() - start_cpu
+            self._most = max(self._most, peak_bytes())
+        return times, cpu / len(times)
+
+
+_WARM_UP = 1_000_000  # seeds from here on, of examples that no timed round sees
+
+
+def held_bytes() -> int:
+    """Memory of this process now: VmRSS."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 TORCH = ("torch sampled", "torch full")
@@ -200,8 +240,9 @@ def _torch_step(a: argparse.Namespace, method: str, batch: int, generator: Gener
 
     rounds = 40 * a.rounds if sampled else 2
     one = one_sampled if sampled else one_full
-    run(a, one, batch, generator, max(1, rounds // 10))
-    times, cpu = run(a, one, batch, generator, rounds)
+    steps = Steps(one, batch, generator)
+    steps.warm_up(max(1, rounds // 10))
+    times, cpu = steps.run(range(rounds))
     return {
         "method": method,
         "batch": batch,
@@ -210,7 +251,7 @@ def _torch_step(a: argparse.Namespace, method: str, batch: int, generator: Gener
         "step_ms_min": round(min(times) * 1e3, 3),
         "cpu_ms": round(cpu * 1e3, 3),
         "upkeep_share": 0,
-        "extra_mb": round(0 if sampled else classes * (2 * batch + a.dim) * 4 / 1e6),
+        "extra_mb": round(steps.extra_bytes / 1e6, 1),
         "rounds": rounds,
     }
 
