@@ -32,6 +32,7 @@ class Retriever(Protocol):
     """
 
     upkeep_s: float  # spent in touch, add and remove since the start
+    threads: int  # at most, in any call; as many as cores unless the owner says else
 
     @property
     def num_bytes(self) -> int:

@@ -38,12 +38,18 @@ _SLACK = 0.6  # reaches by which a cell may exceed what it promises
 
 
 def top(
-    queries_QD: Floats, probes: int, centers: Centers, source: Source, ids: Ids, scores: Floats
+    queries_QD: Floats,
+    probes: int,
+    centers: Centers,
+    source: Source,
+    threads: int,
+    ids: Ids,
+    scores: Floats,
 ) -> None:
     """ids, scores: [Q, k], written; -1 and -inf where there are fewer."""
     num_queries, k = ids.shape
     spare = k + 3 + k // 2  # hold the k best by exact scores, almost surely
-    if num_threads(num_queries) == 1:
+    if num_threads(num_queries, threads) == 1:
         _top(queries_QD, probes, centers, source, spare, ids, scores)
         return
     best, which = _heaps(num_queries, spare)
@@ -58,17 +64,15 @@ def top(
             source.centered.bias,
             which[part],
             queries_QD[part],
-            *_both(part),
+            ids[part],
+            scores[part],
         )
 
-    def _both(part: slice) -> tuple[Ids, Floats]:
-        return ids[part], scores[part]
-
-    in_parallel(num_queries, begin)
+    in_parallel(num_queries, begin, threads)
     grouped = np.empty(probe.size + num_queries, np.int32)
     ends = group_by_cell(probe, len(centers.offset), grouped)
-    _visit(queries_QD, grouped, ends, source, _ALL, _SEED, best, which)
-    in_parallel(num_queries, finish)
+    _visit(queries_QD, grouped, ends, source, _ALL, _SEED, threads, best, which)
+    in_parallel(num_queries, finish, threads)
 
 
 def hard(
@@ -79,6 +83,7 @@ def hard(
     source: Source,
     most_rows: int,
     seed: int,
+    threads: int,
 ) -> Ids:
     """int64 [Q, N]: the best of those that are not pinned, in any order; padded with -1.
 
@@ -86,10 +91,14 @@ def hard(
     """
     best, which = _heaps(len(queries_QD), num_best)
     probe = np.full((len(queries_QD), probes), -1, np.int64)
-    in_parallel(len(queries_QD), lambda part: _choose(queries_QD[part], centers, probe[part]))
+
+    def begin(part: slice) -> None:
+        _choose(queries_QD[part], centers, probe[part])
+
+    in_parallel(len(queries_QD), begin, threads)
     grouped = np.empty(probe.size + len(queries_QD), np.int32)
     ends = group_by_cell(probe, len(centers.offset), grouped)
-    _visit(queries_QD, grouped, ends, source, most_rows, np.uint64(seed), best, which)
+    _visit(queries_QD, grouped, ends, source, most_rows, np.uint64(seed), threads, best, which)
     return which
 
 
@@ -105,6 +114,7 @@ def _visit(
     source: Source,
     most_rows: int,
     seed: np.uint64,
+    threads: int,
     best: Floats,
     which: Ids,
 ) -> None:
@@ -113,7 +123,7 @@ def _visit(
     visits = list_visits(ends, size, 0, len(size) - 1)
     rows = np.minimum(size[visits[:, 0]], most_rows)
     done = np.cumsum((visits[:, 2] - visits[:, 1] + 16) * rows)
-    threads = max(1, min(num_threads(len(queries_QD)), len(visits)))
+    threads = max(1, min(num_threads(len(queries_QD), threads), len(visits)))
     total = done[-1] if len(done) else 0
     edges = np.searchsorted(done, [total * i // threads for i in range(threads + 1)])
     edges[0], edges[-1] = 0, len(visits)

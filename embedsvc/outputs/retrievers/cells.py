@@ -55,7 +55,14 @@ class Cells:
 
     @classmethod
     def by_means(
-        cls, view: View, num_cells: int, sample: int, rounds: int, seed: int, tiled: bool
+        cls,
+        view: View,
+        num_cells: int,
+        sample: int,
+        rounds: int,
+        seed: int,
+        tiled: bool,
+        threads: int,
     ) -> tuple["Cells", NDArray[np.int32]]:
         """k-means of `sample` rows a cell; and the cell of each row, int32 [C]."""
         num_rows, dim = view.weight.shape
@@ -70,11 +77,11 @@ class Cells:
             center_KE = np.zeros((1, dim + 2), np.float32)
         cells = cls(view, center_KE, np.zeros(len(center_KE), np.float32), tiled)
         for _ in range(rounds):
-            cells._move_means(rows, rng)
+            cells._move_means(rows, rng, threads)
         cell_C = np.empty(num_rows, np.int32)
         for begin in range(0, num_rows, _CHUNK):
             ids = np.arange(begin, min(begin + _CHUNK, num_rows))
-            cell_C[ids] = cells.nearest(ids)
+            cell_C[ids] = cells.nearest(ids, threads)
         cells._measure(cell_C)
         return cells, cell_C
 
@@ -85,10 +92,10 @@ class Cells:
     def num_bytes(self) -> int:
         return sum(array.nbytes for array in self.means)
 
-    def _move_means(self, rows: Floats, rng: np.random.Generator) -> None:
+    def _move_means(self, rows: Floats, rng: np.random.Generator, threads: int) -> None:
         """A round of k-means."""
         center_KE = self.means.center
-        cell = self._nearest(rows)
+        cell = self._nearest(rows, threads)
         size = np.bincount(cell, minlength=len(center_KE))
         sums = np.zeros(center_KE.shape)
         kernels.add_to(sums, cell, rows)
@@ -118,11 +125,11 @@ class Cells:
         self.means.variance[:] = np.where(full, variance, 0)
         kernels.derive(0, num_cells, self.means)
 
-    def nearest(self, ids: Ids) -> NDArray[np.int32]:
+    def nearest(self, ids: Ids, threads: int) -> NDArray[np.int32]:
         """The cell, of all, whose mean is nearest to each of these rows."""
-        return self._nearest(_augmented(self.view, ids))
+        return self._nearest(_augmented(self.view, ids), threads)
 
-    def _nearest(self, rows_nE: Floats) -> NDArray[np.int32]:
+    def _nearest(self, rows_nE: Floats, threads: int) -> NDArray[np.int32]:
         means, dim = self.means, rows_nE.shape[1] - 2
         ends_2K = np.ascontiguousarray(means.center[:, dim:].T)
         centers = Centers(means.tiles, means.plain, -means.half, ends_2K)
@@ -136,13 +143,13 @@ class Cells:
         if len(rows) <= GROUP:  # a touch: waking a thread costs as much
             work(slice(0, len(rows)))
         else:
-            in_parallel(len(rows), work)
+            in_parallel(len(rows), work, threads)
         return found[:, 0].astype(np.int32)
 
-    def look_at(self, ids: Ids, size: Any) -> NDArray[np.int32]:
+    def look_at(self, ids: Ids, size: Any, threads: int) -> NDArray[np.int32]:
         """The same, and means and variances take notice. size: of the cells."""
         rows = _augmented(self.view, ids)
-        cell = self._nearest(rows)
+        cell = self._nearest(rows, threads)
         kernels.follow(rows, cell, size, self.means)
         return cell
 

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from embedsvc.graph.fast import num_cores
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
 from embedsvc.outputs.retrievers.proposals import union
 
@@ -14,10 +15,13 @@ _CHUNK = 16_384  # classes
 
 @RETRIEVERS.add("exact")
 class Exact:
-    """The best classes by a scan of all rows: 2 C D operations a query."""
+    """The best classes by a scan of all rows: 2 C D operations a query.
+
+    It is torch that multiplies, on as many threads as torch was told, whatever `threads` says.
+    """
 
     def __init__(self, seed: int = 0) -> None:
-        self.upkeep_s = 0.0
+        self.upkeep_s, self.threads = 0.0, num_cores()
         self._weight: Floats = np.empty((0, 0), np.float32)
         self._bias: Floats | None = None
         self._live = np.empty(0, np.bool_)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsvc.graph.fast import num_cores
 from embedsvc.outputs.retrievers import Floats, Ids
 from embedsvc.outputs.retrievers.proposals import best_of, union
 from embedsvc.outputs.retrievers.tables import Keys, Tables
@@ -30,7 +31,7 @@ class Hashes(ABC):
 
     def __init__(self, num_keys: int, check_every: int, seed: int) -> None:
         self.num_keys, self.check_every, self.seed = num_keys, check_every, seed
-        self.upkeep_s = 0.0
+        self.upkeep_s, self.threads = 0.0, num_cores()
         self._pinned = _NO_IDS
 
     @abstractmethod
@@ -108,16 +109,18 @@ class Hashes(ABC):
         self, queries_QD: Floats, k: int, limit: int, settled: bool = False
     ) -> tuple[Ids, Floats]:
         found = self.retrieve(queries_QD, limit)
-        return best_of(self._weight, self._bias, self._pinned, found, queries_QD, k)
+        rows = self._weight, self._bias, self._pinned
+        return best_of(*rows, found, queries_QD, k, self.threads)
 
     def retrieve(self, queries_QD: Floats, limit: int) -> Ids:
         """Classes that share no key are not proposed."""
-        return self.tables.most_shared(self.query_keys(queries_QD), limit)
+        return self.tables.most_shared(self.query_keys(queries_QD), limit, self.threads)
 
     def hard(self, queries_QD: Floats, per_query: int, probes: int | None = None) -> Ids:
         """The best of 256 proposals a probe; None: of one."""
         found = self.retrieve(queries_QD, _OF_A_PROBE * (probes or 1))
-        return union(best_of(self._weight, self._bias, _NO_IDS, found, queries_QD, per_query)[0])
+        rows = self._weight, self._bias, _NO_IDS
+        return union(best_of(*rows, found, queries_QD, per_query, self.threads)[0])
 
     # --- saving -----------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsvc.graph.fast import num_cores
 from embedsvc.graph.products import fast_bfloat16
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids, answers
 from embedsvc.outputs.retrievers.cell_kernels import View
@@ -66,7 +67,7 @@ class Partition:
         self.cells, self.probes, self.check_every, self.reach = cells, probes, check_every, reach
         self.hard_rows, self.rounds, self.sample = hard_rows, rounds, sample
         self.packed, self.seed = packed, seed
-        self.upkeep_s = 0.0
+        self.upkeep_s, self.threads = 0.0, num_cores()
         self._num_hard = 0  # calls
         self._tiled = fast_bfloat16()
         self._copy = Packed(self._tiled)
@@ -91,6 +92,7 @@ class Partition:
             self.rounds,
             self.seed,
             self._tiled,
+            self.threads,
         )
         self._touches = Touches(num_classes, self.check_every, self.seed)
         self._num_hard = 0
@@ -141,7 +143,7 @@ class Partition:
     def _place(self, ids: Ids) -> None:
         """Into the cells nearest now, whose means and spreads take notice."""
         if len(ids):
-            self._move(ids, self._cells.look_at(ids, self._lists.space.size))
+            self._move(ids, self._cells.look_at(ids, self._lists.space.size, self.threads))
 
     def _move(self, ids: Ids, cell: NDArray[np.int32]) -> None:
         self._kept_centers = None
@@ -174,7 +176,8 @@ class Partition:
             copy = self._copy.current if settled and self.packed else self._copy.none
             everywhere = k >= int(space.size.sum())
             probes = len(self._cells) if everywhere else min(self.probes, len(self._cells))
-            answers.top(queries_QD, probes, self._centers(), copy(view, space), ids, scores)
+            source = copy(view, space)
+            answers.top(queries_QD, probes, self._centers(), source, self.threads, ids, scores)
         return ids, scores
 
     def hard(self, queries_QD: Floats, per_query: int, probes: int | None = None) -> Ids:
@@ -199,6 +202,7 @@ class Partition:
             self._copy.none(self._cells.view, self._lists.space),
             self.hard_rows,
             self.seed + 1_000_003 * self._num_hard,
+            self.threads,
         )
         return union(best_QN)
 

@@ -24,6 +24,7 @@ def best_of(
     proposed_QL: Ids,
     queries_QD: Floats,
     k: int,
+    threads: int,
 ) -> tuple[Ids, Floats]:
     """int64 [Q, K] and their scores, best first; padded with -1 and -inf.
 
@@ -42,7 +43,7 @@ def best_of(
         _put_pinned(pinned_H, of_pinned, ids[part], scores[part])
         rank(weight_CD, bias_C, proposed_QL[part], queries_QD[part], ids[part], scores[part])
 
-    in_parallel(num_queries, work)
+    in_parallel(num_queries, work, threads)
     return ids, scores
 
 

@@ -71,7 +71,7 @@ class SimHash(Hashes):
         def work(part: slice) -> None:
             _hash_rows(*rows, ids[part], self._planes_EK, self.bits, keys_nL[part])
 
-        in_parallel(len(ids), work)
+        in_parallel(len(ids), work, self.threads)
         return keys_nL
 
     def query_keys(self, queries_QD: Floats) -> Keys:
@@ -83,7 +83,7 @@ class SimHash(Hashes):
         def work(part: slice) -> None:
             _hash(rows[part], self._planes_EK, self.bits, keys_QL[part])
 
-        in_parallel(len(rows), work)
+        in_parallel(len(rows), work, self.threads)
         return keys_QL
 
     def state(self) -> dict[str, NDArray[Any]]:

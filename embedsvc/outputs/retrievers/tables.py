@@ -79,10 +79,14 @@ class Tables:
         row, table = np.nonzero(where_nT & (self.keys_CT[ids] != self.ABSENT))
         self._lists.remove(ids[row], self.keys_CT[ids[row], table] + self._base_T[table])
 
-    def most_shared(self, keys_QT: Keys, limit: int) -> Ids:
+    def most_shared(self, keys_QT: Keys, limit: int, threads: int) -> Ids:
         """int64 [Q, limit]: most tables shared first, of equal ones the lowest; padded with -1."""
         out = np.full((len(keys_QT), limit), -1, np.int64)
-        in_parallel(len(keys_QT), lambda part: self._most_shared(keys_QT[part], out[part]))
+
+        def work(part: slice) -> None:
+            self._most_shared(keys_QT[part], out[part])
+
+        in_parallel(len(keys_QT), work, threads)
         return out
 
     def _most_shared(self, keys_QT: Keys, out: Ids) -> None:

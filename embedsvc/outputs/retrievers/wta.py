@@ -92,7 +92,11 @@ class WTA(Hashes):
     def _hash(self, rows_nD: Floats, ids: Ids) -> Keys:
         keys_nM = np.empty((len(ids), self.bands), np.uint32)
         windows = self.windows_Pm
-        in_parallel(len(ids), lambda part: _hash(rows_nD, ids[part], windows, keys_nM[part]))
+
+        def work(part: slice) -> None:
+            _hash(rows_nD, ids[part], windows, keys_nM[part])
+
+        in_parallel(len(ids), work, self.threads)
         return keys_nM
 
     def _due(self, touched: Ids) -> Ids:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from embedsvc.graph.fast import num_cores
+from embedsvc.outputs import sparse
 from embedsvc.outputs.retrievers import RETRIEVERS, Retriever
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -130,6 +132,29 @@ def test_one_class_and_no_query(name: str) -> None:
     if name not in ("simhash", "wta"):  # a hash may miss it
         assert (found[0][0, 0], found[1].tolist()) == (0, [0])
     assert retriever.retrieve(weight[:0], 3).shape == (0, 3)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_no_call_takes_more_threads_than_it_may(
+    name: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of `exact` are torch's own."""
+    others = [0]  # threads beside the caller's
+    pool = sparse._pool
+    monkeypatch.setattr(sparse, "_pool", lambda count: others.append(count) or pool(count))
+    weight, bias = rows(800)
+    retriever = build(name)
+    assert retriever.threads == num_cores()
+    retriever.threads = threads
+    retriever.fit(weight, bias)
+    retriever.touch(np.arange(800), far=np.arange(400))
+    retriever.remove(np.arange(100))
+    retriever.add(np.arange(100))
+    ids = [retriever.top(weight[:200], 5, 50, settled)[0] for settled in (False, True)]
+    assert (ids[0] >= 0).any() and (ids[1] >= 0).any()
+    retriever.retrieve(weight[:200], 50)
+    retriever.hard(weight[:200], 5)
+    assert max(others) == (0 if name == "exact" else threads - 1)
 
 
 @pytest.mark.parametrize("settled", [False, True])
