@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from embedsvc.graph.fast import num_cores
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
 from embedsvc.outputs.retrievers.proposals import union
+from embedsvc.outputs.retrievers.settings import check_least
 
 _CHUNK = 16_384  # classes
 
@@ -21,6 +22,7 @@ class Exact:
     """
 
     def __init__(self, seed: int = 0) -> None:
+        check_least("exact", 0, seed=seed)
         self.upkeep_s, self.threads = 0.0, num_cores()
         self._weight: Floats = np.empty((0, 0), np.float32)
         self._bias: Floats | None = None

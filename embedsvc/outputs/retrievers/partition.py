@@ -35,9 +35,9 @@ from embedsvc.outputs.retrievers.cells import Cells, seen_from_mean
 from embedsvc.outputs.retrievers.lists import Lists
 from embedsvc.outputs.retrievers.packed import Packed
 from embedsvc.outputs.retrievers.proposals import union
+from embedsvc.outputs.retrievers.settings import check_least, check_touches
 from embedsvc.outputs.retrievers.touches import Touches
 from embedsvc.outputs.retrievers.visits import Centers
-from partitions.errors import ConfigError
 
 _READ = 131_072  # rows, at some 60 ns each, that `hard` reads in a step of some milliseconds
 _WIDEST = 8  # cells, of which a query looks into one at most
@@ -59,11 +59,10 @@ class Partition:
         packed: bool = True,  # a copy of rows for answers, half their size in bfloat16
         seed: int = 0,
     ) -> None:
-        if min(probes, hard_rows) < 1 or cells == 0 or not 1 <= check_every <= 255:
-            raise ConfigError(
-                f"retriever partition: expected cells, probes and hard_rows of 1 or more and "
-                f"check_every of 1 to 255, found {cells}, {probes}, {hard_rows} and {check_every}."
-            )
+        least = {"probes": probes, "hard_rows": hard_rows, "sample": sample}
+        check_least("partition", 1, **least, **({} if cells is None else {"cells": cells}))
+        check_least("partition", 0, rounds=rounds, reach=reach, seed=seed)
+        check_touches("partition", check_every)
         self.cells, self.probes, self.check_every, self.reach = cells, probes, check_every, reach
         self.hard_rows, self.rounds, self.sample = hard_rows, rounds, sample
         self.packed, self.seed = packed, seed

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
 from embedsvc.outputs.retrievers.hashes import Hashes
+from embedsvc.outputs.retrievers.settings import check_least, check_touches
 from embedsvc.outputs.retrievers.tables import Keys, check_num_keys
 from embedsvc.outputs.retrievers.threads import in_parallel
-from partitions.errors import ConfigError
 
 _CHUNK = 256  # rows: their projections are 0.5 MB
 
@@ -37,11 +37,9 @@ class SimHash(Hashes):
         check_every: int = 128,  # touches of a row
         seed: int = 0,
     ) -> None:
-        if bits < 1 or tables < 1 or not 1 <= check_every <= 255:
-            raise ConfigError(
-                f"retriever simhash: expected bits and tables of 1 or more and check_every of 1 to "
-                f"255, found {bits}, {tables} and {check_every}."
-            )
+        check_least("simhash", 1, bits=bits, tables=tables)
+        check_least("simhash", 0, seed=seed)
+        check_touches("simhash", check_every)
         check_num_keys("simhash", 2.0**bits)
         super().__init__(2**bits, check_every, seed)
         self.bits, self.num_tables, self.mips = bits, tables, mips

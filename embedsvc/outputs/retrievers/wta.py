@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids
 from embedsvc.outputs.retrievers.hashes import Hashes
+from embedsvc.outputs.retrievers.settings import check_least, check_touches
 from embedsvc.outputs.retrievers.tables import Keys, check_num_keys
 from embedsvc.outputs.retrievers.threads import in_parallel
 from partitions.errors import ConfigError
@@ -46,8 +47,8 @@ class WTA(Hashes):
             )
         if rebuild_every is not None and rebuild_every < 1:
             raise ConfigError("retriever wta: rebuild_every must be 1 or more calls of touch.")
-        if not 1 <= check_every <= 255:
-            raise ConfigError("retriever wta: check_every must be 1 to 255 touches of a row.")
+        check_least("wta", 0, seed=seed)
+        check_touches("wta", check_every)
         num_keys = window ** (permutations // bands)
         check_num_keys("wta", num_keys)
         super().__init__(num_keys, check_every, seed)

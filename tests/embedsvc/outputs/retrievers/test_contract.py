@@ -1,6 +1,7 @@
 """What every retriever keeps to, whatever its method."""
 
 import copy
+import inspect
 import pickle
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from embedsvc.graph.fast import num_cores
 from embedsvc.outputs import sparse
 from embedsvc.outputs.retrievers import RETRIEVERS, Retriever
+from partitions.errors import ConfigError
 
 SMALL: dict[str, dict[str, Any]] = {
     "exact": {},
@@ -273,3 +275,13 @@ def test_a_loaded_retriever_acts_as_the_saved_one_bit_for_bit(kind: str) -> None
         for retriever in (one, two):
             retriever.add(np.arange(20, 30))
             retriever.remove(np.arange(25, 30))
+
+
+def test_no_setting_is_negative(name: str) -> None:
+    """Nor, but for three of them, 0; what is said names the setting."""
+    settings = inspect.signature(RETRIEVERS[name]).parameters
+    numbers = {setting for setting in settings if setting not in ("mips", "packed")}
+    for setting in numbers:
+        for value in (-1, -3) if setting in ("seed", "rounds", "reach") else (-1, -3, 0):
+            with pytest.raises(ConfigError, match=f"^retriever {name}: [^.]*{setting}"):
+                RETRIEVERS.build({"name": name, setting: value})
