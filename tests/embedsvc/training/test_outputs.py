@@ -393,6 +393,48 @@ def test_mapped_rows_that_find_no_room_are_refused_before_they_are_written(tmp_p
     assert not list(tmp_path.iterdir())
 
 
+_TRAIN = """
+import json, sys
+from pathlib import Path
+from embedsvc.config import OutputConfig, TrainConfig
+from embedsvc.training.outputs import train
+from partitions.graph import Graph
+from partitions.memory import peak_bytes
+
+output = OutputConfig(
+    kind="lsh_softmax", relation="clicks", dim=16, mapped=False, retriever=sys.argv[3]
+)
+report = train(Graph(Path(sys.argv[1])), Path(sys.argv[2]), output, TrainConfig(epochs=1))
+print(json.dumps({"peak": peak_bytes(), "plan": report.planned_bytes}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's VmHWM")
+@pytest.mark.parametrize(
+    ("num_items", "retriever"),
+    [
+        (0, "partition"),
+        pytest.param(400_000, "partition", marks=pytest.mark.slow),
+    ],
+)
+def test_the_measured_peak_is_within_the_plan_and_not_far_below(
+    num_items: int, retriever: str, make_graph: MakeGraph, graph: Graph, tmp_path: Path
+) -> None:
+    """Where kernels are compiled already, some 125 MB below."""
+    if num_items:
+        edges = [("shop", "has", f"i{at}") for at in range(num_items)]
+        edges += [(f"u{at % 2000}", "clicks", f"i{at * 7}") for at in range(20_000)]
+        graph = make_graph({"train": edges}, {"has": ("shop", "item"), "clicks": ("user", "item")})
+    found = subprocess.run(
+        [sys.executable, "-c", _TRAIN, str(graph.path), str(tmp_path), retriever],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    measured = json.loads(found.stdout.splitlines()[-1])
+    assert 0.7 * measured["plan"] < measured["peak"] < measured["plan"], measured
+
+
 _TRAIN_LIMITED = """
 import resource, sys
 limit = int(sys.argv[3])
