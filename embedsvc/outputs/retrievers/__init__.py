@@ -38,6 +38,13 @@ class Retriever(Protocol):
     def num_bytes(self) -> int:
         """Memory beside the weights."""
 
+    @property
+    def bytes_per_class(self) -> int:
+        """About what `num_bytes` will be for each class, of 200,000 or more, before `fit`.
+
+        Without the copy of rows that answers may make.
+        """
+
     def fit(self, weight_CD: Floats, bias_C: Floats | None) -> None:
         """Build from scratch, of all rows."""
 

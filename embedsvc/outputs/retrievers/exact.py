@@ -33,6 +33,10 @@ class Exact:
     def num_bytes(self) -> int:
         return self._live.nbytes
 
+    @property
+    def bytes_per_class(self) -> int:
+        return 1
+
     def fit(self, weight_CD: Floats, bias_C: Floats | None) -> None:
         self._live = np.ones(len(weight_CD), np.bool_)
         self._pinned = np.empty(0, np.int64)

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from embedsvc.graph.fast import num_cores
 from embedsvc.outputs.retrievers import Floats, Ids
+from embedsvc.outputs.retrievers.lists import BYTES_A_LIST, BYTES_A_MEMBER
 from embedsvc.outputs.retrievers.proposals import best_of, union
 from embedsvc.outputs.retrievers.tables import Keys, Tables
 from embedsvc.outputs.retrievers.touches import Touches
 
 _OF_A_PROBE = 256  # proposals that `hard` scores
+_MANY = 200_000  # classes
 _NO_IDS = np.empty(0, np.int64)
 
 
@@ -51,8 +53,17 @@ class Hashes(ABC):
         """uint32 [Q, T]"""
 
     @property
+    @abstractmethod
+    def bytes_per_class(self) -> int: ...
+
+    @property
     def num_bytes(self) -> int:
         return self.tables.num_bytes + self._touches.left_C.nbytes
+
+    def _bytes_per_class(self, num_tables: int) -> int:
+        """Keys, places in lists and touches; and of lists, which are as many for few classes."""
+        of_lists = num_tables * self.num_keys * BYTES_A_LIST / _MANY
+        return round(num_tables * (4 + BYTES_A_MEMBER) + 1 + of_lists)
 
     # --- building and upkeep ----------------------------------------------------------------------
 

@@ -29,6 +29,10 @@ class Space(NamedTuple):
     end: NDArray[np.int64]  # [1]: ids from here on is unused
 
 
+BYTES_A_MEMBER = 4 * 1.125**2  # with the room that a list has, and that all have
+BYTES_A_LIST = 16  # where it begins, its size and its room
+
+
 class Lists:
     def __init__(self, num_lists: int, members: NDArray[Any], lists: NDArray[Any]) -> None:
         """members[i] is in list lists[i]; each list keeps their order."""

@@ -32,7 +32,7 @@ from embedsvc.graph.products import fast_bfloat16
 from embedsvc.outputs.retrievers import RETRIEVERS, Floats, Ids, answers
 from embedsvc.outputs.retrievers.cell_kernels import View
 from embedsvc.outputs.retrievers.cells import Cells, seen_from_mean
-from embedsvc.outputs.retrievers.lists import Lists
+from embedsvc.outputs.retrievers.lists import BYTES_A_MEMBER, Lists
 from embedsvc.outputs.retrievers.packed import Packed
 from embedsvc.outputs.retrievers.proposals import union
 from embedsvc.outputs.retrievers.settings import check_least, check_touches
@@ -75,6 +75,11 @@ class Partition:
     def num_bytes(self) -> int:
         own = self.cell_C.nbytes + self._touches.left_C.nbytes
         return own + self._lists.num_bytes + self._cells.num_bytes + self._copy.num_bytes
+
+    @property
+    def bytes_per_class(self) -> int:
+        """Its cell, touches and place in a list; a mean and its tiles are of very many classes."""
+        return round(4 + 1 + BYTES_A_MEMBER + 1)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept_centers": None}

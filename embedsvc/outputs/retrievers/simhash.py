@@ -48,6 +48,10 @@ class SimHash(Hashes):
     def num_bytes(self) -> int:
         return super().num_bytes + self._planes_EK.nbytes + self._mean_D.nbytes
 
+    @property
+    def bytes_per_class(self) -> int:
+        return self._bytes_per_class(self.num_tables)
+
     def _prepare(self, dim: int) -> None:
         rng = np.random.default_rng(self.seed)
         self._planes_EK = rng.standard_normal((dim + 2, self.bits * self.num_tables), np.float32)

@@ -61,6 +61,10 @@ class WTA(Hashes):
     def num_bytes(self) -> int:
         return super().num_bytes + self._stale_C.nbytes
 
+    @property
+    def bytes_per_class(self) -> int:
+        return self._bytes_per_class(self.bands) + 1  # whether it is stale
+
     def fit(self, weight_CD: Floats, bias_C: Floats | None) -> None:
         super().fit(weight_CD, bias_C)
         self._stale_C = np.zeros(len(weight_CD), np.bool_)

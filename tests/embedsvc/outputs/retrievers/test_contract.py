@@ -285,3 +285,12 @@ def test_no_setting_is_negative(name: str) -> None:
         for value in (-1, -3) if setting in ("seed", "rounds", "reach") else (-1, -3, 0):
             with pytest.raises(ConfigError, match=f"^retriever {name}: [^.]*{setting}"):
                 RETRIEVERS.build({"name": name, setting: value})
+
+
+def test_bytes_of_a_class_are_about_what_is_said(name: str) -> None:
+    weight, bias = rows(200_000)
+    fast = {"rounds": 1, "sample": 4} if name == "partition" else {}
+    retriever = RETRIEVERS.build({"name": name, **fast})
+    said = retriever.bytes_per_class
+    retriever.fit(weight, bias)
+    assert retriever.num_bytes / 200_000 == pytest.approx(said, rel=0.2)
