@@ -46,9 +46,13 @@ class Cells:
         return {"center": center, "variance": variance, "half": half}
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies: tiles begin with a cache line, which a copied array may not."""
-        tiled = self.means.tiles.size > 0
-        return {"view": self.view, "tiled": tiled, "state": self.state()}
+        """For copies: tiles begin with a cache line, which a copied array may not.
+
+        Rows are their owner's to keep: whoever copies this sets the view anew.
+        """
+        none = np.empty((0, len(self.view.mean)), np.float32)
+        view = self.view._replace(weight=none, bias=none[:, 0])
+        return {"view": view, "tiled": self.means.tiles.size > 0, "state": self.state()}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         self.__dict__ |= Cells.of_state(kept["view"], kept["state"], kept["tiled"]).__dict__

@@ -82,7 +82,16 @@ class Partition:
         return round(4 + 1 + BYTES_A_MEMBER + 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept_centers": None}
+        """A copy has no rows before `rebind`, whose owner keeps them: they aren't copied twice."""
+        kept = self.__dict__ | {"_kept_centers": None}
+        kept.pop("_rows", None)
+        return kept
+
+    @property
+    def _bound(self) -> Cells:
+        """Compiled code would read beyond the end of rows that aren't there."""
+        assert len(self._cells.view.bias) >= len(self.cell_C), "a copy needs rebind before its use"
+        return self._cells
 
     # --- building ---------------------------------------------------------------------------------
 
@@ -147,7 +156,7 @@ class Partition:
     def _place(self, ids: Ids) -> None:
         """Into the cells nearest now, whose means and spreads take notice."""
         if len(ids):
-            self._move(ids, self._cells.look_at(ids, self._lists.space.size, self.threads))
+            self._move(ids, self._bound.look_at(ids, self._lists.space.size, self.threads))
 
     def _move(self, ids: Ids, cell: NDArray[np.int32]) -> None:
         self._kept_centers = None
@@ -176,7 +185,7 @@ class Partition:
         ids = np.full((len(queries_QD), k), -1, np.int64)
         scores = np.full((len(queries_QD), k), -np.inf, np.float32)
         if ids.size:
-            view, space = self._cells.view, self._lists.space
+            view, space = self._bound.view, self._lists.space
             copy = self._copy.current if settled and self.packed else self._copy.none
             everywhere = k >= int(space.size.sum())
             probes = len(self._cells) if everywhere else min(self.probes, len(self._cells))
@@ -203,7 +212,7 @@ class Partition:
             per_query,
             min(probes or self._affordable(len(queries_QD)), len(self._cells)),
             self._centers(),
-            self._copy.none(self._cells.view, self._lists.space),
+            self._copy.none(self._bound.view, self._lists.space),
             self.hard_rows,
             self.seed + 1_000_003 * self._num_hard,
             self.threads,

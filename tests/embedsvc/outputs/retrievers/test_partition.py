@@ -1,3 +1,5 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -267,3 +269,21 @@ def test_a_cell_that_all_queries_visit_after_one_that_some_do_is_scored_for_all(
     assert all(np.array_equal(ids, found[0]) for ids in found)
     best = (queries @ weight.T).argmax(axis=1)
     assert np.isin(best, found[0]).mean() > 0.9
+
+
+def test_a_pickle_has_no_rows_and_its_copy_waits_for_them() -> None:
+    weight = np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32)
+    retriever = Partition(cells=20)
+    retriever.fit(weight, None)
+    retriever.rebind(weight, None)
+    kept = pickle.dumps(retriever)
+    assert len(kept) < weight.nbytes / 4
+    other = pickle.loads(kept)
+    with pytest.raises(AssertionError, match="needs rebind"):
+        other.top(weight[:9], 5)
+    with pytest.raises(AssertionError, match="needs rebind"):
+        other.hard(weight[:9], 5)
+    with pytest.raises(AssertionError, match="needs rebind"):
+        other.touch(np.arange(9), far=np.arange(9))
+    other.rebind(weight.copy(), None)
+    assert (other.top(weight[:9], 5)[0] == retriever.top(weight[:9], 5)[0]).all()
