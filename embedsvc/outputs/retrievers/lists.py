@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embedsvc.compiled import jit
-from embedsvc.outputs.retrievers.prefetch import ask_for
+from embedsvc.prefetch import ask_for
 
 Ids = NDArray[np.int64]
 

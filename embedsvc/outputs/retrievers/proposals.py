@@ -7,8 +7,8 @@ import numpy as np
 
 from embedsvc.compiled import jit
 from embedsvc.outputs.retrievers import Floats, Ids
-from embedsvc.outputs.retrievers.prefetch import ask_for
 from embedsvc.outputs.retrievers.threads import in_parallel
+from embedsvc.prefetch import ask_for
 
 
 def union(ids_QN: Ids) -> Ids:

@@ -29,7 +29,7 @@ from embedsvc.graph.products import (
     right_tiles,
 )
 from embedsvc.outputs.retrievers.lists import Space
-from embedsvc.outputs.retrievers.prefetch import ask_for
+from embedsvc.prefetch import ask_for
 from partitions.hashing import GOLDEN
 
 _intrinsic: Any = intrinsic
