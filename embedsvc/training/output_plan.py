@@ -7,6 +7,7 @@ from pathlib import Path
 from embedsvc.config import OutputConfig, TrainConfig
 from embedsvc.graph.fast import num_cores
 from embedsvc.outputs.kernels import TILE
+from embedsvc.outputs.retrievers import RETRIEVERS
 from embedsvc.outputs.sparse import ROW_OPTIMIZERS
 from embedsvc.ranking.examples import EXAMPLES, NextItem
 from embedsvc.training.events import SEQUENCES, Histories, relation_of
@@ -14,10 +15,11 @@ from partitions.errors import ConfigError
 from partitions.graph import Graph, slots_of
 from partitions.memory import available_bytes
 
-# Interpreter and libraries 400 MB, compiled kernels 100, and 125 more while they are compiled, at
-# the first run; as measured.
+# As measured: interpreter and libraries 400 MB, compiled kernels 100. The first run compiles them,
+# which takes 130 MB more for a small index and 260 for a large one: half of that is planned for.
 _PROCESS_BYTES = 630_000_000
-_INDEX_BYTES = 64  # a class: frequency, rank and alias 36, cell and its list 10, while built more
+_FREQUENCY_BYTES = 36  # a class: frequency, rank and alias
+_WHILE_BUILT = 3  # times as much as an index keeps, keys and their order being in memory with it
 _TILES_BYTES = 100 << 20  # of scores, and copies of them
 
 
@@ -84,7 +86,6 @@ def plan_output(
     num_classes = graph.num_entities(relation.rhs)
     width = ROW_OPTIMIZERS.build(output.optimizer).state_width
     rows = num_classes * 4 * (2 * output.dim + 1 + 2 * width)
-    is_lsh = output.kind == "lsh_softmax"
     largest = max(
         graph.num_rows(slot)
         for name in {relation.lhs, relation.rhs}
@@ -93,7 +94,7 @@ def plan_output(
     plan = OutputPlan(
         rows=rows,
         events=_events_bytes(graph, output),
-        index=num_classes * (_INDEX_BYTES if is_lsh else 8),
+        index=num_classes * _index_bytes(output),
         batch=_batch_bytes(output, num_classes, config.threads or num_cores()),
         commit=largest * 17,  # which rows are touched, by number; keys' hashes
         evaluation=_evaluation_bytes(graph, largest * 4 * (output.dim + 1 + width))
@@ -129,6 +130,15 @@ def _check_disk(rows: int, commits: int, folder: Path) -> None:
         f"[output] takes {mapped}{commits / 1e6:,.0f} MB for its commits, and {folder} has "
         f"{free / 1e6:,.0f} MB of disk free: make room, or choose a smaller output.dim."
     )
+
+
+def _index_bytes(output: OutputConfig) -> int:
+    """A class."""
+    if output.kind != "lsh_softmax":
+        return 8
+    if output.retriever == "none":
+        return _FREQUENCY_BYTES
+    return _FREQUENCY_BYTES + _WHILE_BUILT * RETRIEVERS.build(output.retriever).bytes_per_class
 
 
 def _events_bytes(graph: Graph, output: OutputConfig) -> int:
