@@ -130,6 +130,7 @@ class LSHSoftmax(FullSoftmax):
         if retriever is not None:
             spec = {"name": retriever} if isinstance(retriever, str) else retriever
             self._retriever = RETRIEVERS.build({"seed": seed, **spec})
+            self._retriever.threads = self.threads
         self._chooser: Chooser | None = None
         self._touched: list[Active] = []  # by the optimizer of an unfused layer, perhaps
         self._version = 0  # of the weights, as torch counts, which knows of no fused step

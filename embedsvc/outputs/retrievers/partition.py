@@ -1,6 +1,6 @@
 """A learned partition: classes in cells by k-means (cells.py), of which a query looks into a few.
 
-A query visits the `probes` cells with the highest
+A query visits the `probes` cells (so many that they hold some 16,384 rows) with the highest
 
     <mean of the cell, [x, 1]> + reach * spread * |x|,
 
@@ -39,6 +39,7 @@ from embedsvc.outputs.retrievers.settings import check_least, check_touches
 from embedsvc.outputs.retrievers.touches import Touches
 from embedsvc.outputs.retrievers.visits import Centers
 
+_ANSWERED_BY, _FEWEST = 16_384, 16  # rows, and cells
 _READ = 131_072  # rows, at some 60 ns each, that `hard` reads in a step of some milliseconds
 _WIDEST = 8  # cells, of which a query looks into one at most
 
@@ -50,7 +51,7 @@ class Partition:
     def __init__(
         self,
         cells: int | None = None,  # unset: the root of the number of classes
-        probes: int = 16,  # cells that a query visits
+        probes: int | None = None,  # cells that a query visits; unset: of some 16,384 rows
         check_every: int = 64,  # touches of a class
         reach: float = 3.0,  # spreads
         hard_rows: int = 2**31 - 1,  # of a cell, as many as `hard` looks at
@@ -59,7 +60,7 @@ class Partition:
         packed: bool = True,  # a copy of rows for answers, half their size in bfloat16
         seed: int = 0,
     ) -> None:
-        least = {"probes": probes, "hard_rows": hard_rows, "sample": sample}
+        least = {"probes": 1 if probes is None else probes, "hard_rows": hard_rows, "sample": sample}
         check_least("partition", 1, **least, **({} if cells is None else {"cells": cells}))
         check_least("partition", 0, rounds=rounds, reach=reach, seed=seed)
         check_touches("partition", check_every)
@@ -188,7 +189,7 @@ class Partition:
             view, space = self._bound.view, self._lists.space
             copy = self._copy.current if settled and self.packed else self._copy.none
             everywhere = k >= int(space.size.sum())
-            probes = len(self._cells) if everywhere else min(self.probes, len(self._cells))
+            probes = len(self._cells) if everywhere else self._visited()
             source = copy(view, space)
             answers.top(queries_QD, probes, self._centers(), source, self.threads, ids, scores)
         return ids, scores
@@ -218,6 +219,12 @@ class Partition:
             self.threads,
         )
         return union(best_QN)
+
+    def _visited(self) -> int:
+        """By a query that is answered: at a million classes in 1,000 cells 16, as a rule."""
+        num_cells, rows = len(self._cells), int(self._lists.space.size[:-1].sum())
+        own = self.probes or max(_FEWEST, round(_ANSWERED_BY * num_cells / max(rows, 1)))
+        return min(own, num_cells)
 
     def _affordable(self, num_queries: int) -> int:
         """Each of Q P visits falls on any of the cells, which is then read once."""
