@@ -154,6 +154,10 @@ class LSHSoftmax(FullSoftmax):
             f"samples={self.samples}, correction={self.correction}"
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies, whose rows lie elsewhere, or by chance where these did."""
+        return self.__dict__ | {"_bound_at": 0}
+
     # --- training
 
     def _log_prob_in_training(self, hidden_BD: Tensor, targets_BT: Tensor) -> Tensor:

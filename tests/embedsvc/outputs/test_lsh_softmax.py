@@ -576,6 +576,18 @@ def test_what_does_not_fit_in_leaves_the_classes_as_they_were() -> None:
     assert model.n_classes == 300 and len(model.optimizer_state) == 300
 
 
+def test_a_copy_s_retriever_is_bound_to_the_copy_s_rows() -> None:
+    model = layer()
+    model.rebuild()
+    twin = copy.deepcopy(model)
+    assert twin._bound_at == 0
+    twin.weight.data *= -1
+    hidden, _ = batch(9, 300)
+    for one in (twin, model):
+        one.rebuild()
+        assert (one.topk(hidden, 3).indices == one.topk(hidden, 3, exact=True).indices).all()
+
+
 def test_a_forked_child_learns() -> None:
     import multiprocessing
 
