@@ -60,8 +60,8 @@ class Partition:
         packed: bool = True,  # a copy of rows for answers, half their size in bfloat16
         seed: int = 0,
     ) -> None:
-        least = {"probes": 1 if probes is None else probes, "hard_rows": hard_rows, "sample": sample}
-        check_least("partition", 1, **least, **({} if cells is None else {"cells": cells}))
+        least = {"cells": cells, "probes": probes, "hard_rows": hard_rows, "sample": sample}
+        check_least("partition", 1, **{k: v for k, v in least.items() if v is not None})
         check_least("partition", 0, rounds=rounds, reach=reach, seed=seed)
         check_touches("partition", check_every)
         self.cells, self.probes, self.check_every, self.reach = cells, probes, check_every, reach
