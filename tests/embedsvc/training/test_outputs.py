@@ -569,7 +569,10 @@ def test_settings_that_do_not_apply_are_named(
         ({"dim": 5}, "kind is missing"),
         ({"kind": "lsh_softmax", "tower": "men"}, "Did you mean mean"),
         ({"kind": "lsh_softmax", "examples": {"name": "next_item", "window": 2}}, "window"),
-        ({"kind": "lsh_softmax", "examples": "skip_gram", "tower": "attention"}, "remove tower and hidden"),
+        (
+            {"kind": "lsh_softmax", "examples": "skip_gram", "tower": "attention"},
+            "remove tower and hidden",
+        ),
         ({"kind": "lsh_softmax", "sequences": {"name": "walks", "length": 1}}, "length of 2"),
         ({"kind": "full_softmax", "head": 5}, "head is of lsh_softmax"),
     ],
