@@ -17,7 +17,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -35,6 +34,7 @@ from embedsvc.ranking.towers import HistoryTower
 from embedsvc.training import stopping
 from embedsvc.training.events import Events, relation_of
 from embedsvc.training.ledger import Ledger
+from embedsvc.training.loop import train_leases
 from embedsvc.training.output_plan import OutputPlan, plan_output
 from embedsvc.training.rows import RowTable, first_rows, init_scale, write_queries
 from embedsvc.training.stopping import EarlyStopping
@@ -49,7 +49,6 @@ from partitions.schema import Bucket, Slot
 
 logger = logging.getLogger(__name__)
 
-_WORKER = "local"
 _PIECE_BATCHES = 100  # at least; so a commit is never far
 _MOST_PIECES = 256  # of an epoch
 _ASKED = 1 << 20  # items of the histories that are looked at once
@@ -235,27 +234,16 @@ class _Trainer:
     # --- the loop
 
     def run(self) -> TrainReport:
-        uncommitted: list[Lease] = []
-        last_commit = monotonic()
         examples_left = self._examples_left()
         with Ledger(self.checkpoint.path / METRICS, self.config.epochs) as ledger:
-            progress = self.schedule.progress
-            ledger.go_on_from(progress.epoch, len(progress.done))
-            if self.stopping is not None:
-                ledger.judged_before(self.stopping.metric, self.stopping.history)
-            if self.config.tensorboard:
-                ledger.draw_curves(progress.epoch, len(progress.done))
-            while not self._stops(uncommitted, ledger) and not self.schedule.finished:
-                lease = self.schedule.acquire(_WORKER)
-                if lease is None:  # the epoch's pieces are all trained: make them count
-                    self._commit(uncommitted)
-                    last_commit = monotonic()
-                    continue
-                self._train_piece(lease, ledger, examples_left)
-                uncommitted.append(lease)
-                if monotonic() - last_commit >= self.config.commit_every_s:
-                    self._commit(uncommitted)
-                    last_commit = monotonic()
+            train_leases(
+                self.schedule,
+                ledger,
+                self.stopping,
+                self.config,
+                lambda lease: self._train_piece(lease, ledger, examples_left),
+                self._commit,
+            )
         traffic = self.checkpoint.table_traffic
         return TrainReport(
             num_edges=ledger.num_edges,
@@ -270,16 +258,6 @@ class _Trainer:
             stopped_early=self.stopping is not None and self.stopping.stopped,
             best_epoch=self.stopping.best[0] if self.stopping and self.stopping.history else None,
         )
-
-    def _stops(self, uncommitted: list[Lease], ledger: Ledger) -> bool:
-        """Where an epoch has just ended, all of it committed: whether it was the last one."""
-        progress = self.schedule.progress
-        if self.stopping is None or uncommitted or progress.done:
-            return False
-        found = self.stopping.judge(progress.epoch)
-        if found is not None:
-            ledger.judged(progress.epoch, self.stopping.metric, found)
-        return self.stopping.stopped
 
     def _train_piece(self, lease: Lease, ledger: Ledger, examples_left: int) -> None:
         ledger.open(lease, self._size(lease.bucket), examples_left)

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from time import monotonic
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,7 @@ from embedsvc.trained import settings_of
 from embedsvc.training import stopping
 from embedsvc.training.buffer import IN_MEMORY, Buffer
 from embedsvc.training.ledger import Ledger
+from embedsvc.training.loop import train_leases
 from embedsvc.training.plan import check_device, check_memory, plan_memory
 from embedsvc.training.rates import WarmedUp
 from embedsvc.training.stopping import EarlyStopping
@@ -52,7 +52,6 @@ from partitions.tables import Table
 
 logger = logging.getLogger(__name__)
 
-_WORKER = "local"
 METRICS = "metrics.jsonl"
 # Settings that say how a run is carried out, not what it aims at: free to differ on resume.
 _FREE = {
@@ -183,31 +182,20 @@ class _Trainer:
             stopping.forget(checkpoint)
 
     def run(self) -> TrainReport:
-        uncommitted: list[Lease] = []
-        last_commit = monotonic()
         edges_left = self._edges_left()
         least_swaps = self._least_swaps()
         with (
             closing(self.buffer),
             Ledger(self.checkpoint.path / METRICS, self.config.epochs) as ledger,
         ):
-            progress = self.schedule.progress
-            ledger.go_on_from(progress.epoch, len(progress.done))
-            if self.stopping is not None:
-                ledger.judged_before(self.stopping.metric, self.stopping.history)
-            if self.config.tensorboard:
-                ledger.draw_curves(progress.epoch, len(progress.done))
-            while not self._stops(uncommitted, ledger) and not self.schedule.finished:
-                lease = self.schedule.acquire(_WORKER)
-                if lease is None:  # the epoch's buckets are all trained: make them count
-                    self._commit(uncommitted)
-                    last_commit = monotonic()
-                    continue
-                self._train_bucket(lease, ledger, edges_left)
-                uncommitted.append(lease)
-                if monotonic() - last_commit >= self.config.commit_every_s:
-                    self._commit(uncommitted)
-                    last_commit = monotonic()
+            train_leases(
+                self.schedule,
+                ledger,
+                self.stopping,
+                self.config,
+                lambda lease: self._train_bucket(lease, ledger, edges_left),
+                self._commit,
+            )
         buffer = self.buffer
         return TrainReport(
             ledger.num_edges,
@@ -224,16 +212,6 @@ class _Trainer:
             self.stopping is not None and self.stopping.stopped,
             self.stopping.best[0] if self.stopping and self.stopping.history else None,
         )
-
-    def _stops(self, uncommitted: list[Lease], ledger: Ledger) -> bool:
-        """Where an epoch has just ended, all of it committed: whether it was the last one."""
-        progress = self.schedule.progress
-        if self.stopping is None or uncommitted or progress.done:
-            return False
-        found = self.stopping.judge(progress.epoch)
-        if found is not None:
-            ledger.judged(progress.epoch, self.stopping.metric, found)
-        return self.stopping.stopped
 
     def _train_bucket(self, lease: Lease, ledger: Ledger, edges_left: int) -> None:
         bucket, wait_before = lease.bucket, self.buffer.wait_s
