@@ -5,6 +5,7 @@ here, once. Missing is null, NaN and empty text. A value that can't be read as a
 that names the feature, the row (counted from 1) and the value.
 """
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
@@ -25,27 +26,56 @@ KEY_TYPES = {"text": TEXT, "integer": INTEGER}
 _EXPECTED = {"text": "text or a whole number", "integer": "a whole number"}
 
 
+_ORIGIN = b"embedsvc.origin"  # in a batch's metadata: the file that its rows are from
+
+
+class CellError(DataError):
+    """A value or a column that no feature can be made of. row: of the batch, None for a column."""
+
+    def __init__(self, feature: str, row: int | None, what: str) -> None:
+        super().__init__(_sentence("", feature, row, what))
+        self.feature, self.row, self.what = feature, row, what
+
+    def within(self, rows: Rows, first_row: int) -> DataError:
+        """The same with the file, and with the row's place in it, where the batch knows them; else
+        in the stream, of which first_row rows came before."""
+        schema = rows.schema if isinstance(rows, pa.RecordBatch | pa.Table) else None
+        origin = (schema.metadata or {}).get(_ORIGIN) if schema is not None else None
+        file = ""
+        if origin is not None:
+            found = json.loads(origin)
+            file, first_row = f"{found['file']}: ", found["first_row"]
+        row = None if self.row is None else first_row + self.row
+        return DataError(_sentence(file, self.feature, row, self.what))
+
+
+def _sentence(file: str, feature: str, row: int | None, what: str) -> str:
+    at = "" if row is None else f", row {row + 1:,}"
+    return f"{file}feature {feature}{at}: {what}"
+
+
+def with_origin(batch: pa.RecordBatch, file: str, first_row: int) -> pa.RecordBatch:
+    """first_row: rows of the file before these. Errors about a slice of the batch count from its
+    own first row."""
+    origin = json.dumps({"file": file, "first_row": first_row})
+    return batch.replace_schema_metadata({_ORIGIN: origin})
+
+
 class Where(NamedTuple):
-    """For errors: which feature, how many rows came before these, and where each row's values
-    begin if they are of lists."""
+    """For errors: which feature, and where each row's values begin if they are of lists."""
 
     feature: str
-    first_row: int = 0
     starts: NDArray[np.int64] | None = None
 
-    def wrong(self, row: int, value: object, expected: str, remedy: str) -> DataError:
+    def wrong(self, row: int, value: object, expected: str, remedy: str) -> CellError:
         if self.starts is not None:
             row = int(np.searchsorted(self.starts, row, "right")) - 1
         shown = repr(value if not isinstance(value, str) or len(value) < 100 else value[:100])
-        return DataError(
-            f"feature {self.feature}, row {self.first_row + row + 1:,}: found {shown}, expected "
-            f"{expected}. {remedy}."
-        )
+        return CellError(self.feature, row, f"found {shown}, expected {expected}. {remedy}.")
 
-    def mistyped(self, kind: object, expected: str, remedy: str) -> DataError:
-        return DataError(
-            f"feature {self.feature}: its column is of type {kind}, expected {expected}. {remedy}."
-        )
+    def mistyped(self, kind: object, expected: str, remedy: str) -> CellError:
+        what = f"its column is of type {kind}, expected {expected}. {remedy}."
+        return CellError(self.feature, None, what)
 
 
 def num_rows(rows: Rows) -> int:

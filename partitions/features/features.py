@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from partitions.errors import DataError, did_you_mean
 from partitions.features import columns, crosses, saved
-from partitions.features.columns import Rows, Where
+from partitions.features.columns import CellError, Rows, Where
 from partitions.features.config import FeaturesConfig
 from partitions.features.crosses import Part
-from partitions.features.encoders import Asked, Encoder, fit_of
+from partitions.features.encoders import Asked, Encoder, Fit, fit_of
 from partitions.features.fingerprints import Fingerprints
 from partitions.features.layout import Bag, Encoded, Layout, Slot
 
@@ -65,12 +65,10 @@ class Features:
             fits[name].follow(encoder)
         rows = 0
         for batch in batches:
-            for name, spec in config.features.items():
-                where = Where(name, rows)
-                column = columns.column_of(batch, spec.column or name, columns.TEXT, where)
-                if column is None:
-                    raise _no_column(name, spec.column or name, batch)
-                fits[name].add(column, where)
+            try:
+                _add(fits, config, batch)
+            except CellError as error:
+                raise error.within(batch, rows) from None
             rows += columns.num_rows(batch)
         if not rows:
             raise DataError("there are no rows to fit features on. Mend the inputs of training.")
@@ -99,9 +97,11 @@ class Features:
         parts: dict[str, Part] = {}
         replaced = {}
         for step in self._steps:
-            column = columns.column_of(rows, step.column, step.encoder.likely, step.where)
-            asked = Asked(column, num_rows, step.where, dense[:, step.dense], step.prints)
-            part, missing = step.encoder.encode(asked)
+            asked = Asked(None, num_rows, step.where, dense[:, step.dense], step.prints)
+            try:
+                part, missing = _encode(step, rows, asked)
+            except CellError as error:
+                raise error.within(rows, 0) from None
             if missing:
                 replaced[step.encoder.name] = missing
             if step.slot is not None and part is not None:
@@ -155,6 +155,11 @@ def _layout(config: FeaturesConfig, encoders: Iterable[Encoder]) -> Layout:
     return Layout(tuple(slots), dense, frozenset(config.crosses))
 
 
+def _encode(step: _Step, rows: Rows, asked: Asked) -> tuple[Part | None, int]:
+    column = columns.column_of(rows, step.column, step.encoder.likely, step.where)
+    return step.encoder.encode(asked._replace(column=column))
+
+
 def _put(part: Part, slot: Slot, single: NDArray[np.int32], bags: list[Bag | None]) -> None:
     if part.starts is None:
         single[:, slot.column] = part.ids
@@ -172,6 +177,15 @@ def _followed(config: FeaturesConfig, start: Features | None) -> Mapping[str, En
         if spec.type in (None, encoder.about().get("type")):
             found[encoder.name] = encoder
     return found
+
+
+def _add(fits: Mapping[str, Fit], config: FeaturesConfig, batch: Rows) -> None:
+    for name, spec in config.features.items():
+        where = Where(name)
+        column = columns.column_of(batch, spec.column or name, columns.TEXT, where)
+        if column is None:
+            raise _no_column(name, spec.column or name, batch)
+        fits[name].add(column, where)
 
 
 def _no_column(feature: str, column: str, batch: Rows) -> DataError:
