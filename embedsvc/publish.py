@@ -32,6 +32,7 @@ from partitions.published import (
     PublishedRelation,
     PublishedVersion,
 )
+from partitions.schema import SPLITS
 
 _GOLDEN_K = 10
 _TOLERANCE = 1e-4  # relative, between a float32 index and the float64 truth
@@ -163,9 +164,10 @@ def _served(compare: Comparator) -> Comparator:
 def _seen(
     trained: Trained, relations: list[int]
 ) -> dict[int, tuple[NDArray[np.int64], NDArray[np.uint32]]]:
-    """Relation -> who saw what in train and valid, by lhs id, each rhs once; one pass over all."""
+    """Relation -> who saw what in train and valid, by lhs id, each rhs once; one pass over all.
+    In test, too, where vectors are of all events: who asks with what he just had wants another."""
     rel, lhs, rhs = [], [], []
-    for split in ("train", "valid"):
+    for split in ("train", "valid") if trained.output is None else SPLITS:
         for bucket in trained.graph.buckets(split):
             edges = trained.bucket_edges(split, bucket)
             edges = edges.take(np.flatnonzero(np.isin(edges.rel, relations)))

@@ -233,7 +233,7 @@ class Road:
         from embedsvc.trained import Trained
 
         config = self.settings.table("eval", EvalConfig)
-        trained = Trained(self._graph(), self.folders.checkpoint)
+        trained = Trained(self._graph(), self.folders.checkpoint).before(config.split)
         settings = config.model_dump(mode="json")
         for name in (EVALUATION, EVALUATION_OF_SOME) if if_needed else ():
             found = self._metrics_of(trained.digest, name)
@@ -318,7 +318,8 @@ class Road:
         start = time.perf_counter()
         config = self.settings.table("publish", PublishConfig)
         settings, metrics = self.settings.resolved(), self._metrics_of(trained.digest)
-        if if_needed and metrics and self._is_live(settings, metrics):
+        digest = trained.graph.digest
+        if if_needed and metrics and self._is_live(settings, metrics, digest):
             self._say(f"publish: {self.folders.published} is up to date")
             return
         manifest = publish(trained, self.folders.published, config, settings, metrics)
@@ -328,8 +329,9 @@ class Road:
             f"{size / 1e6:,.1f} MB, golden queries agree, {time.perf_counter() - start:.1f} s"
         )
 
-    def _is_live(self, settings: dict[str, Any], metrics: dict[str, Any]) -> bool:
-        """Whether the live version is whole and was made of these; metrics name the checkpoint."""
+    def _is_live(self, settings: dict[str, Any], metrics: dict[str, Any], graph: str) -> bool:
+        """Whether the live version is whole and was made of these; metrics name the checkpoint,
+        graph is a digest: who came or did something since then has another vector."""
         try:
             live = published.open_version(self.folders.published)
             for path in live.manifest.files:
@@ -337,8 +339,10 @@ class Road:
         except DataError:  # none, or a damaged one: publishing mends it
             return False
         found = [json.loads(bytes(live.file(name))) for name in ("config.json", "metrics.json")]
+        found.append(live.manifest.graph_digest)
         # As text, in which not-a-number equals itself.
-        return json.dumps(found, sort_keys=True) == json.dumps([settings, metrics], sort_keys=True)
+        wanted = [settings, metrics, graph]
+        return json.dumps(found, sort_keys=True) == json.dumps(wanted, sort_keys=True)
 
     def _metrics_of(self, checkpoint: str, name: str = EVALUATION) -> dict[str, Any]:
         """The evaluation of exactly this checkpoint; empty where it was not evaluated."""

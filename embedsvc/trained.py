@@ -1,6 +1,9 @@
 """A graph together with a checkpoint of it: what evaluation and publication read."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +17,7 @@ from embedsvc.config import ModelConfig, OutputConfig, TrainConfig
 from embedsvc.graph.bags import entity_vectors
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
+from embedsvc.training.askers import Askers, InputRows, known_before
 from partitions import durable, precision
 from partitions.checkpoint import BEST, MANIFEST, Checkpoint, CheckpointManifest
 from partitions.errors import DataError
@@ -51,7 +55,10 @@ def settings_of(manifest: CheckpointManifest, path: Path, table: str, model: typ
 
 class Trained:
     """Opens a commit of `folder`: the best where training keeps one (train.early_stopping), else,
-    or where it is asked for, the newest. Later commits of a running trainer are not seen."""
+    or where it is asked for, the newest. Later commits of a running trainer are not seen.
+
+    Where [output] made the vectors of the lhs, they are of all their events: see `before`.
+    """
 
     def __init__(self, graph: Graph, folder: Path, *, newest: bool = False) -> None:
         self.graph = graph
@@ -72,10 +79,38 @@ class Trained:
         if "output" in self.manifest.config:
             self.output = settings_of(self.manifest, self._manifest_path, "output", OutputConfig)
         self.model = GraphModel.build(config, graph, train.seed)
-        self.model.parameters.load(self._checkpoint.read_parameters(self.manifest.parameters))
+        arrays = self._checkpoint.read_parameters(self.manifest.parameters)
+        self.model.parameters.load(arrays)
         self._fresh = fresh_maker(graph, config, train.seed)
         self._dtype = precision.DTYPES[train.precision]
+        self._askers = None if self.output is None else self._who_asks(self.output, train, arrays)
         self._last: tuple[Slot, NDArray[np.float32]] | None = None
+
+    def _who_asks(
+        self, output: OutputConfig, train: TrainConfig, arrays: Mapping[str, NDArray[Any]]
+    ) -> Askers | None:
+        """None: the classes, of each other."""
+        [relation] = self.relations
+        if relation.lhs == relation.rhs:
+            return None
+        tables, checkpoint = self.manifest.tables, self._checkpoint
+        rows = InputRows(self.graph, relation.rhs, output.dim, tables, checkpoint)
+        tower = {
+            name.removeprefix("tower."): array
+            for name, array in arrays.items()
+            if name.startswith("tower.")
+        }
+        return Askers(self.graph, relation, output, train, rows, tower)
+
+    def before(self, split: str | None) -> "Trained":
+        """The same commit for judging by `split`: vectors that are made of events are of those in
+        the splits before it (of train, for train itself). None: of all events."""
+        known = known_before(split)
+        if self._askers is None or self._askers.known == known:
+            return self
+        found = copy(self)
+        found._askers, found._last = replace(self._askers, known=known), None
+        return found
 
     @property
     def relations(self) -> list[RelationType]:
@@ -101,6 +136,9 @@ class Trained:
         return self._last[1]
 
     def _read(self, slot: Slot) -> NDArray[np.float32]:
+        if self._asks(slot.entity_type):
+            first = int(self.graph.starts[slot.entity_type][slot.partition])
+            return self._asked(np.arange(first, first + self.graph.num_rows(slot)))
         bags = self.graph.bags(slot.entity_type)
         if bags is not None:
             return entity_vectors(self._read(self.graph.table_of(slot)), bags)
@@ -109,9 +147,23 @@ class Trained:
             made = self._fresh(slot)(np.arange(self.graph.num_rows(slot)))
             return precision.widen(precision.nearest(made, self._dtype))
         rows = self.graph.num_rows(slot)
-        try:
+        with self._telling_of_newer_commits():
             table = self._checkpoint.read_table(entry, self._fresh(slot), rows)
-            return precision.widen(table.vectors)
+        return precision.widen(table.vectors)
+
+    def _asks(self, entity_type: str) -> bool:
+        """Whether its vectors are made of events, and in no table."""
+        return self._askers is not None and self._askers.relation.lhs == entity_type
+
+    def _asked(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        assert self._askers is not None
+        with self._telling_of_newer_commits():
+            return self._askers.vectors(ids)
+
+    @contextmanager
+    def _telling_of_newer_commits(self) -> Iterator[None]:
+        try:
+            yield
         except (DataError, FileNotFoundError):
             folder = self._checkpoint.path
             if durable.sha256_of(self._manifest_path) == self.digest:
@@ -123,6 +175,8 @@ class Trained:
 
     def gather(self, entity_type: str, ids: NDArray[np.int64]) -> Tensor:
         """float32 [len(ids), dim]; one partition in memory at a time."""
+        if self._asks(entity_type):
+            return torch.from_numpy(self._asked(ids))
         out = torch.empty(len(ids), self.model.dim)
         starts = self.graph.starts[entity_type]
         for at, slot in enumerate(slots_of(self.graph.entity_types[entity_type])):

@@ -167,9 +167,11 @@ class Checkpoint:
         traffic, keep = self.table_traffic, self._keep_cached
         return tables.write_rows(self.path / _TABLES, slot, token, *rows, traffic, keep_cached=keep)
 
-    def stored_rows(self, entry: FileEntry, num_rows: int, dim: int) -> Stored:
-        """Memory-mapped; for what `verify` has digested."""
-        path = durable.verify(self.path, entry, self._remedy, digest=False)
+    def stored_rows(
+        self, entry: FileEntry, num_rows: int, dim: int, *, digest: bool = False
+    ) -> Stored:
+        """Memory-mapped. digest=False: for what `verify` has digested."""
+        path = durable.verify(self.path, entry, self._remedy, digest=digest)
         return tables.stored_rows(path, num_rows, dim)
 
     def read_table(self, entry: FileEntry, make: Fresh, num_rows: int) -> Table:

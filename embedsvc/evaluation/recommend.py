@@ -37,6 +37,7 @@ class RecommendReport:
 @torch.no_grad()
 def evaluate_lists(trained: Trained, relation: str, split: str, k: int) -> RecommendReport:
     """Lists of the lhs that have an edge in `split`; train (for test also valid) edges are seen."""
+    trained = trained.before(split)
     graph = trained.graph
     rel = graph.relation_id(relation)
     rhs_type = graph.relations[rel].rhs

@@ -1,13 +1,11 @@
 """What `[output]` learns from: sequences of a graph's entities, and examples made of them.
 
 The classes are the rhs entities of one relation. Those on its other side, if they are of another
-type, are who asks: their vector is made of the classes in their history.
+type, are who asks (askers.py).
 """
 
 from dataclasses import dataclass
 from typing import Protocol
-
-import numpy as np
 
 from embedsvc.config import OutputConfig
 from embedsvc.ranking.examples import EXAMPLES, Examples
@@ -72,14 +70,9 @@ class Walks:
 
 @dataclass(frozen=True)
 class Events:
-    """asking: the entity type whose histories are asked about; None: there is none but the
-    classes' own. histories: of each of its entities, by id; empty where there is no such type."""
-
     relation: RelationType
-    asking: str | None
     examples: Examples
     sequences: Sequences
-    histories: Sequences
     num_examples: int
 
     @property
@@ -100,12 +93,7 @@ class Events:
                 "edges: nothing follows anything. Import more, lower graph.holdout, or set "
                 "output.sequences to walks."
             )
-        found, asking = Sequences(np.zeros(1, np.int64), np.empty(0, np.int64)), None
-        if relation.lhs != relation.rhs:
-            asking = relation.lhs
-            same = isinstance(source, Histories)
-            found = sequences if same else histories(graph, relation.name)
-        return Events(relation, asking, examples, sequences, found, num_examples)
+        return Events(relation, examples, sequences, num_examples)
 
 
 def relation_of(graph: Graph, output: OutputConfig) -> RelationType:

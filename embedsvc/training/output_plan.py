@@ -10,10 +10,12 @@ from embedsvc.outputs.kernels import TILE
 from embedsvc.outputs.retrievers import RETRIEVERS
 from embedsvc.outputs.sparse import ROW_OPTIMIZERS
 from embedsvc.ranking.examples import EXAMPLES, NextItem
+from embedsvc.training.askers import BLOCK_NUMBERS
 from embedsvc.training.events import SEQUENCES, Histories, relation_of
 from partitions.errors import ConfigError
 from partitions.graph import Graph, slots_of
 from partitions.memory import available_bytes
+from partitions.schema import RelationType
 
 # As measured: interpreter and libraries 400 MB, compiled kernels 100. The first run compiles them,
 # which takes 130 MB more for a small index and 260 for a large one: half of that is planned for.
@@ -21,6 +23,7 @@ _PROCESS_BYTES = 630_000_000
 _FREQUENCY_BYTES = 36  # a class: frequency, rank and alias
 _WHILE_BUILT = 3  # times as much as an index keeps, keys and their order being in memory with it
 _TILES_BYTES = 100 << 20  # of scores, and copies of them
+_BLOCK_COPIES = 6  # of the rows of a block of histories, where they are looked up one by one
 
 
 @dataclass(frozen=True)
@@ -86,18 +89,14 @@ def plan_output(
     num_classes = graph.num_entities(relation.rhs)
     width = ROW_OPTIMIZERS.build(output.optimizer).state_width
     rows = num_classes * 4 * (2 * output.dim + 1 + 2 * width)
-    largest = max(
-        graph.num_rows(slot)
-        for name in {relation.lhs, relation.rhs}
-        for slot in slots_of(graph.entity_types[name])
-    )
+    largest = max(graph.num_rows(slot) for slot in slots_of(graph.entity_types[relation.rhs]))
     plan = OutputPlan(
         rows=rows,
         events=_events_bytes(graph, output),
         index=num_classes * _index_bytes(output),
         batch=_batch_bytes(output, num_classes, config.threads or num_cores()),
         commit=largest * 17,  # which rows are touched, by number; keys' hashes
-        evaluation=_evaluation_bytes(graph, largest * 4 * (output.dim + 1 + width))
+        evaluation=_evaluation_bytes(graph, relation, largest * 4 * (output.dim + 1 + width))
         if config.early_stopping
         else 0,
     )
@@ -106,17 +105,9 @@ def plan_output(
         mapped = plan.total > available_bytes(config.memory_mb)
     plan = replace(plan, mapped=bool(mapped))
     # A commit is written beside the two before it, which are kept, and beside the best.
-    commits = (3 + (config.early_stopping is not None)) * _commit_bytes(graph, output, width)
+    commits = (3 + (config.early_stopping is not None)) * rows
     _check_disk(rows if mapped else 0, commits, folder)
     return plan
-
-
-def _commit_bytes(graph: Graph, output: OutputConfig, width: int) -> int:
-    """On disk: rows with their state, and a vector of each entity that asks."""
-    relation = relation_of(graph, output)
-    asking = graph.num_entities(relation.lhs) if relation.lhs != relation.rhs else 0
-    classes = graph.num_entities(relation.rhs)
-    return 4 * (classes * (2 * output.dim + 1 + 2 * width) + asking * (output.dim + 2))
 
 
 def _check_disk(rows: int, commits: int, folder: Path) -> None:
@@ -142,13 +133,15 @@ def _index_bytes(output: OutputConfig) -> int:
 
 
 def _events_bytes(graph: Graph, output: OutputConfig) -> int:
-    """Of sequences, and of histories beside them; while they are read."""
-    relation, source = relation_of(graph, output), SEQUENCES.build(output.sequences)
-    kinds = [source] if isinstance(source, Histories) else [source, Histories()]
-    sizes = [kind.num_items(graph, relation) for kind in kinds]
+    source = SEQUENCES.build(output.sequences)
+    return _sequences_bytes(graph, *source.num_items(graph, relation_of(graph, output)))
+
+
+def _sequences_bytes(graph: Graph, owners: int, items: int) -> int:
+    """While they are read."""
     times = 2 if graph.has_times else 1
     # An owner's start, count and place while they are put together; starts of examples.
-    return sum(32 * owners + 8 * times * items for owners, items in sizes)
+    return 32 * owners + 8 * times * items
 
 
 def _batch_bytes(output: OutputConfig, num_classes: int, threads: int) -> int:
@@ -164,10 +157,15 @@ def _batch_bytes(output: OutputConfig, num_classes: int, threads: int) -> int:
     return 4 * (active * (size + dim) + size * (6 * length + unpooled + 4 * dim))
 
 
-def _evaluation_bytes(graph: Graph, table_bytes: int) -> int:
-    """Of two tables as one follows the other, of edges and pairs, and of tiles of scores."""
+def _evaluation_bytes(graph: Graph, relation: RelationType, table_bytes: int) -> int:
+    """Of two tables as one follows the other, of edges and pairs, of tiles of scores; and of
+    histories, numbers of the rows they are made of, and work on a block of them."""
     edges = sum(graph.num_edges(split) for split in ("train", "valid"))
-    return 2 * table_bytes + 100 * edges + _TILES_BYTES
+    found = 2 * table_bytes + 100 * edges + _TILES_BYTES
+    if relation.lhs != relation.rhs:
+        found += _sequences_bytes(graph, *Histories().num_items(graph, relation))
+        found += 16 * graph.num_entities(relation.rhs) + _BLOCK_COPIES * 4 * BLOCK_NUMBERS
+    return found
 
 
 def _disk_free(folder: Path) -> int:

@@ -32,11 +32,12 @@ from embedsvc.ranking.examples import NextItem
 from embedsvc.ranking.sequences import keeps_order
 from embedsvc.ranking.towers import HistoryTower
 from embedsvc.training import stopping
+from embedsvc.training.askers import make_tower
 from embedsvc.training.events import Events, relation_of
 from embedsvc.training.ledger import Ledger
 from embedsvc.training.loop import train_leases
 from embedsvc.training.output_plan import OutputPlan, plan_output
-from embedsvc.training.rows import RowTable, first_rows, init_scale, write_queries
+from embedsvc.training.rows import RowTable, first_rows, init_scale, input_place
 from embedsvc.training.stopping import EarlyStopping
 from embedsvc.training.trainer import METRICS, TrainReport, check_resumable
 from partitions import durable
@@ -51,7 +52,6 @@ logger = logging.getLogger(__name__)
 
 _PIECE_BATCHES = 100  # at least; so a commit is never far
 _MOST_PIECES = 256  # of an epoch
-_ASKED = 1 << 20  # items of the histories that are looked at once
 _COVERED = {"epochs", "seed", "threads", "commit_every_s", "memory_mb", "early_stopping"}
 _COVERED |= {"tensorboard", "page_cache", "products"}
 
@@ -178,24 +178,11 @@ class _Trainer:
         return rows
 
     def _place(self, of_classes: bool) -> str:
-        """Under what name the checkpoint has the rows; no entity type has a dot in its name."""
-        return self.events.classes if of_classes else f"{self.events.classes}.input"
+        """Under what name the checkpoint has the rows."""
+        return self.events.classes if of_classes else input_place(self.events.classes)
 
     def _make_tower(self) -> HistoryTower:
-        output, examples = self.output, self.events.examples
-        most = int(np.diff(self.events.histories.starts).max(initial=1))
-        tower = HistoryTower(
-            1,  # its rows follow
-            output.dim,
-            pooling=output.tower,
-            # Of skip-grams who asks is the mean of all there is.
-            max_history=examples.max_history if isinstance(examples, NextItem) else most,
-            hidden=output.hidden,
-            optimizer=output.optimizer,
-            lr=output.tower_lr or output.lr,
-            threads=self.config.threads,
-            seed=self.config.seed,
-        )
+        tower = make_tower(self.output, self.config)
         tower.table.weight.data = torch.from_numpy(self.input_rows.weight)
         tower.table.optimizer_state = torch.from_numpy(self.input_rows.state)
         return tower
@@ -292,11 +279,6 @@ class _Trainer:
                 raise DataError(self._diverged(leases[-1], "A row's state is no number."))
             place = self._place(of_classes)
             tables |= rows.write(self.graph, events.classes, place, self.checkpoint, token)
-        if events.asking is not None:
-            dim = self.output.dim + 1
-            tables |= write_queries(
-                self._vectors_of, dim, self.graph, events.asking, self.checkpoint, token
-            )
         parameters = self.checkpoint.write_parameters(token, self._arrays())
         for lease in leases:
             assert self.schedule.commit(lease.token)
@@ -311,21 +293,6 @@ class _Trainer:
             )
         )
         leases.clear()
-
-    @torch.no_grad()
-    def _vectors_of(self, who: NDArray[np.int64]) -> Tensor:
-        """float32 [len(who), dim]: the tower's vectors of their histories."""
-        histories = self.events.histories
-        sizes = histories.starts[who + 1] - histories.starts[who]
-        width = min(int(sizes.max(initial=1)), self.tower.max_history)
-        some = max(1, _ASKED // max(width, 1))
-        self.tower.eval()
-        found = [
-            self.tower(torch.from_numpy(histories.newest(who[at : at + some], width)))
-            for at in range(0, len(who), some)
-        ]
-        self.tower.train()
-        return torch.cat(found) if found else torch.empty(0, self.output.dim)
 
     # --- the rest of the state
 

@@ -1,8 +1,7 @@
 """Rows of `[output]` while they are learnt, and as tables of the checkpoint.
 
     class rows    [w, b]    table of the classes' entity type
-    input rows    v         table TYPE.input, which nothing but training reads
-    query rows    [x, 1]    table of the other entity type: <[x, 1], [w, b]> is the layer's score
+    input rows    v         table TYPE.input, which histories are made of (askers.py)
 
 An entity's rows begin where those of a graph's entities begin: at a function of the seed and the
 key. A mapped table lies in a file without a name, which vanishes with the process: pages in use
@@ -11,12 +10,11 @@ are in memory, others are not, and neither are counted as the process's own.
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from embedsvc.config import ModelConfig
@@ -40,6 +38,11 @@ def first_rows(graph: Graph, dim: int, seed: int) -> FreshOf:
 
 def init_scale(dim: int) -> float:
     return float((3 * dim) ** -0.5)
+
+
+def input_place(name: str) -> str:
+    """Under what type a checkpoint has input rows; no entity type has a dot in its name."""
+    return f"{name}.input"
 
 
 @dataclass(frozen=True)
@@ -137,46 +140,6 @@ class _Joined:
         if len(self.bias):
             out[:, -1] = self.bias[rows]
         return out
-
-
-@dataclass(frozen=True)
-class _Made:
-    """tensors.Source of [x, 1], x = vector_of(first + row)."""
-
-    vector_of: Callable[[NDArray[np.int64]], torch.Tensor]
-    first: int
-    num_rows: int
-    dim: int
-    dtype = np.dtype(np.float32)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.num_rows, self.dim
-
-    def __getitem__(self, rows: NDArray[np.int64], /) -> Floats:
-        out = np.ones((len(rows), self.dim), np.float32)
-        out[:, :-1] = self.vector_of(self.first + rows).numpy()
-        return out
-
-
-def write_queries(
-    vector_of: Callable[[NDArray[np.int64]], torch.Tensor],
-    dim: int,
-    graph: Graph,
-    name: str,
-    checkpoint: Checkpoint,
-    token: int,
-) -> dict[Slot, FileEntry]:
-    """Tables of [x, 1] for the type `name`, made as they are written; dim: of a stored row."""
-    entries = {}
-    for slot in slots_of(graph.entity_types[name]):
-        num_rows = graph.num_rows(slot)
-        made = _Made(vector_of, int(graph.starts[name][slot.partition]), num_rows, dim)
-        ones = np.broadcast_to(np.float32(1), num_rows)
-        entries[slot] = checkpoint.write_rows(
-            slot, token, made, ones, np.ones(num_rows, np.bool_), "none"
-        )
-    return entries
 
 
 def _zeros(shape: tuple[int, ...], folder: Path | None) -> Floats:

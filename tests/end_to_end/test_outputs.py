@@ -5,6 +5,7 @@ Items are all as popular as each other, so that popularity knows nothing.
 
 import json
 import re
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ dir = "run"
 
 [graph]
 data = "."
+gate = false
 
 [graph.entities.user]
 partitions = 2
@@ -42,7 +44,7 @@ lhs = "user"
 rhs = "user"
 
 [[graph.inputs]]
-path = "clicks.tsv"
+path = "clicks*.tsv"
 relation = "clicks"
 columns = { lhs = 0, rhs = 1, timestamp = 2 }
 
@@ -133,9 +135,10 @@ def test_answers_over_grpc_are_the_scores_of_the_checkpoint(road: tuple[Path, st
             np.testing.assert_allclose(hits.scores, [truth[key] for key in hits.keys], rtol=1e-4)
             best = sorted(truth.values(), reverse=True)[:5]
             np.testing.assert_allclose(hits.scores, best, rtol=1e-4)
-            seen = [int(item[1:]) for item in _clicks(folder, user)[:-1]]
+            seen = [int(item[1:]) for item in _clicks(folder, user)]  # the held-out one, too
             fresh = client.recommend("clicks", user, k=3).hits.keys
             right += f"i{(seen[-1] + 1) % ITEMS}" in fresh
+            assert f"i{seen[-1]}" not in fresh
         near = client.find_neighbors("item", "i7", k=5).hits[0].keys
         assert len(near) == 5
     assert right > 0.8 * USERS
@@ -152,6 +155,26 @@ def test_only_what_was_learnt_is_published(road: tuple[Path, str]) -> None:
     assert [part.name for part in version.manifest.relations] == ["clicks"]
     assert version.manifest.dim == 16 + 1
     assert len(version.golden()) == 64
+
+
+def test_what_is_imported_after_training_is_in_the_next_version(
+    road: tuple[Path, str], run: Run, tmp_path: Path
+) -> None:
+    """Without training: u0's latest clicks, and those of somebody new."""
+    folder = tmp_path / "grown"
+    shutil.copytree(road[0], folder)
+    clicks = [f"{user}\ti{at}\t{90_000 + at}\n" for user in ("u0", "new") for at in (6, 7, 8)]
+    (folder / "clicks-2.tsv").write_text("".join(clicks))
+    grown = run(folder, "import", "shop.toml", "--append")
+    assert grown.returncode == 0, grown.stderr
+    again = run(folder, "run", "shop.toml")
+    assert again.returncode == 0, again.stderr
+    assert "train: nothing left to do" in again.stdout
+    assert "publish: v000002" in again.stdout
+    with client_of(folder / "run/published") as client:
+        for user in ("u0", "new"):
+            assert "i9" in client.recommend("clicks", user, k=3).hits.keys
+    assert "publish: v" not in run(folder, "run", "shop.toml").stdout
 
 
 MISTAKES = {

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from embedsvc.config import ModelConfig, OutputConfig, TrainConfig
 from embedsvc.evaluation.recommend import evaluate_lists
@@ -68,8 +69,8 @@ def graph(make_graph: MakeGraph) -> Graph:
         stretch = [f"i{(first + at) % NUM_ITEMS}" for at in range(LENGTH + 2)]
         clicks = [(f"u{user}", "clicks", item) for item in stretch]
         train += clicks[:-2]
-        test.append(clicks[-2])  # what comes next
-        valid.append(clicks[-1])
+        valid.append(clicks[-2])  # what comes next
+        test.append(clicks[-1])
     train += [(f"i{at}", "tagged", f"t{at % 3}") for at in range(NUM_ITEMS)]
     relations = {"clicks": ("user", "item"), "tagged": ("item", "tag")}
     return make_graph({"train": train, "test": test, "valid": valid}, relations, {"user": 2})
@@ -87,6 +88,16 @@ def contents(graph: Graph, folder: Path) -> dict[Any, bytes]:
         found[slot] = entry.sha256.encode()
     found["progress"] = repr((manifest.progress.epoch, manifest.progress.done)).encode()
     return found
+
+
+def clicks_of(trained: Trained, user: int, *splits: str) -> NDArray[np.int64]:
+    """Ids of items, in order."""
+    found = []
+    for split in splits:
+        edges = trained.edges(split)
+        clicks = edges.rel == trained.graph.relation_id("clicks")
+        found.append(edges.rhs[(edges.lhs == user) & clicks])
+    return np.concatenate(found)
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -133,12 +144,11 @@ def test_tables_give_the_scores_of_the_layer(graph: Graph, tmp_path: Path) -> No
     ).vectors
     parameters = checkpoint.read_parameters(trained.manifest.parameters)
     items, users = (graph.all_keys(name).to_pylist() for name in ("item", "user"))
-    edges = trained.edges("train")
     for user in range(NUM_USERS):
-        clicked = edges.rhs[(edges.lhs == user) & (edges.rel == graph.relation_id("clicks"))]
+        clicked = clicks_of(trained, user, "train")
         # Which three came last: the file is in the order of time, and so is a user's bucket.
         x = rows[clicked[-3:]].mean(axis=0) + parameters["tower.bias"]
-        found = trained.gather("user", np.array([user])).numpy()[0]
+        found = trained.before("valid").gather("user", np.array([user])).numpy()[0]
         np.testing.assert_allclose(found, [*x, 1], rtol=1e-5, atol=1e-6)
     assert len(items) == NUM_ITEMS and len(users) == NUM_USERS
     assert trained.vectors(slot).shape == (NUM_ITEMS, 9)
@@ -169,8 +179,7 @@ def test_skip_grams_bring_together_what_is_near_and_users_are_means(
     found = checkpoint.stored_rows(entry, NUM_ITEMS, 8)
     assert len(found.rows) == NUM_ITEMS
     bias = checkpoint.read_parameters(trained.manifest.parameters)["tower.bias"]
-    edges = trained.edges("train")
-    clicked = edges.rhs[(edges.lhs == 7) & (edges.rel == graph.relation_id("clicks"))]
+    clicked = clicks_of(trained, 7, "train", "valid", "test")
     mean = found.vectors[clicked].mean(axis=0) + bias  # of all of them
     np.testing.assert_allclose(
         trained.gather("user", np.array([7])).numpy()[0, :-1], mean, rtol=1e-5, atol=1e-6
@@ -362,14 +371,14 @@ def test_the_plan_counts_what_is_held_and_says_what_would_help(
 def test_commits_that_are_kept_count_beside_mapped_rows(
     graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commit has a row of each class twice and one of each user; three are there at once."""
+    """A commit has a row of each class twice; three are there at once."""
     output = an_output(mapped=True, dim=10_000)
     rows = NUM_ITEMS * 4 * (2 * 10_000 + 1 + 2)
-    need = rows + 3 * (rows + NUM_USERS * 4 * (10_000 + 2))
+    need = 4 * rows
     monkeypatch.setattr(output_plan, "_disk_free", lambda _: need)
     assert plan_output(graph, output, CONFIG, tmp_path).mapped
     monkeypatch.setattr(output_plan, "_disk_free", lambda _: need - 1)
-    with pytest.raises(ConfigError, match="5 MB of files for mapped rows and 20 MB for its com"):
+    with pytest.raises(ConfigError, match="5 MB of files for mapped rows and 14 MB for its com"):
         plan_output(graph, output, CONFIG, tmp_path)
     (tmp_path / "tables").mkdir()  # of a commit that will make place
     (tmp_path / "tables" / "item").write_bytes(b"1")
