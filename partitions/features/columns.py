@@ -22,6 +22,9 @@ Column: TypeAlias = pa.Array | NDArray[Any] | Sequence[Any]
 Rows: TypeAlias = pa.RecordBatch | pa.Table | Mapping[str, Column]
 
 TEXT, INTEGER = pa.large_string(), pa.int64()
+_TABLES = (pa.RecordBatch, pa.Table)
+_TEXTS = {pa.string().id, TEXT.id, pa.string_view().id}
+_EXACT = {pa.float16(): 1 << 11, pa.float32(): 1 << 24, pa.float64(): 1 << 53}  # whole numbers
 KEY_TYPES = {"text": TEXT, "integer": INTEGER}
 _EXPECTED = {"text": "text or a whole number", "integer": "a whole number"}
 
@@ -39,7 +42,7 @@ class CellError(DataError):
     def within(self, rows: Rows, first_row: int) -> DataError:
         """The same with the file, and with the row's place in it, where the batch knows them; else
         in the stream, of which first_row rows came before."""
-        schema = rows.schema if isinstance(rows, pa.RecordBatch | pa.Table) else None
+        schema = rows.schema if isinstance(rows, _TABLES) else None
         origin = (schema.metadata or {}).get(_ORIGIN) if schema is not None else None
         file = ""
         if origin is not None:
@@ -79,8 +82,12 @@ class Where(NamedTuple):
 
 
 def num_rows(rows: Rows) -> int:
-    if isinstance(rows, pa.RecordBatch | pa.Table):
+    if isinstance(rows, _TABLES):
         return int(rows.num_rows)
+    for name, column in rows.items():
+        if isinstance(column, str | bytes) or not hasattr(column, "__len__"):
+            shown = repr(column)[:100]
+            raise DataError(f"the column {name} is {shown}: give a list with a value for each row.")
     lengths = {name: len(column) for name, column in rows.items()}
     if len(set(lengths.values())) > 1:
         found = ", ".join(f"{name} {length:,}" for name, length in lengths.items())
@@ -89,19 +96,20 @@ def num_rows(rows: Rows) -> int:
 
 
 def names(rows: Rows) -> list[str]:
-    return list(rows.schema.names if isinstance(rows, pa.RecordBatch | pa.Table) else rows)
+    return list(rows.schema.names if isinstance(rows, _TABLES) else rows)
 
 
-def column_of(rows: Rows, name: str, likely: pa.DataType, where: Where) -> pa.Array | None:
+def column_of(rows: Rows, name: str, likely: pa.DataType | None, where: Where) -> pa.Array | None:
     """The column as one Arrow array, None where there is none. likely: the type to try first for
-    Python values: to guess one takes longer than to read them."""
-    if isinstance(rows, pa.RecordBatch | pa.Table):
-        place = rows.schema.get_all_field_indices(name)
-        if not place:
+    Python values, as to guess one takes longer than to read them; never of integers, which Arrow
+    would make of 2.5 too."""
+    if isinstance(rows, _TABLES):
+        place = rows.schema.get_field_index(name)
+        if place < 0:
+            if (count := rows.schema.names.count(name)) > 1:
+                raise DataError(f"the rows have {count} columns {name}. Rename all but one.")
             return None
-        if len(place) > 1:
-            raise DataError(f"the rows have {len(place)} columns {name}. Rename all but one.")
-        found = rows.column(place[0])
+        found = rows.column(place)
     elif name in rows:
         found = _array(rows[name], likely, where)
     else:
@@ -110,14 +118,16 @@ def column_of(rows: Rows, name: str, likely: pa.DataType, where: Where) -> pa.Ar
         found = found.combine_chunks() if found.num_chunks != 1 else found.chunk(0)
         if isinstance(found, pa.ChunkedArray):  # of no chunks, in older versions
             found = pa.concat_arrays(found.chunks) if found.num_chunks else pa.nulls(0, found.type)
-    return found.dictionary_decode() if pa.types.is_dictionary(found.type) else found
+    return found.dictionary_decode() if isinstance(found, pa.DictionaryArray) else found
 
 
-def _array(values: Column, likely: pa.DataType, where: Where) -> pa.Array | pa.ChunkedArray:
+def _array(values: Column, likely: pa.DataType | None, where: Where) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
-    if isinstance(values, np.ndarray):
+    if isinstance(values, np.ndarray) or likely is None:
         return _guessed(values, where)
+    if cells.is_list(likely) and any(isinstance(value, str) for value in values):
+        return pa.array(["text"])  # which is refused; Arrow would take it for a list of letters
     try:
         return pa.array(values, likely)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -129,12 +139,22 @@ def _guessed(values: NDArray[Any] | Sequence[Any], where: Where) -> pa.Array:
         return pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
         pass
-    found = [_as_text(value, row, where) for row, value in enumerate(values)]
+    found = [_as_texts(value, row, where) for row, value in enumerate(values)]
+    kind = pa.large_list(TEXT) if any(isinstance(value, list) for value in found) else TEXT
+    for row, value in enumerate(found):
+        if kind != TEXT and isinstance(value, str):
+            raise where.wrong(row, values[row], "a list, as other rows have", "Mend the row")
     try:
-        return pa.array(found, TEXT)  # numbers and text together
+        return pa.array(found, kind)  # numbers and text together
     except UnicodeError:
-        row = next(r for r, text in enumerate(found) if text and not _is_unicode(text))
-        raise where.wrong(row, found[row], "text in Unicode", "Mend the value") from None
+        row = next(row for row, value in enumerate(found) if not _is_unicode(value))
+        raise where.wrong(row, values[row], "text in Unicode", "Mend the value") from None
+
+
+def _as_texts(value: Any, row: int, where: Where) -> str | list[str | None] | None:
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_as_text(one, row, where) for one in value]
+    return _as_text(value, row, where)
 
 
 def _as_text(value: Any, row: int, where: Where) -> str | None:
@@ -151,9 +171,10 @@ def _as_text(value: Any, row: int, where: Where) -> str | None:
     raise where.wrong(row, value, "one value, text or a number", "Mend the row")
 
 
-def _is_unicode(text: str) -> bool:
+def _is_unicode(value: str | list[str | None] | None) -> bool:
+    texts = value if isinstance(value, list) else [value]
     try:
-        text.encode()
+        "".join(text or "" for text in texts).encode()
     except UnicodeError:
         return False
     return True
@@ -170,8 +191,8 @@ def type_of_keys(column: pa.Array) -> str | None:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if pa.types.is_null(kind) or not len(column):
         return None
-    number = pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)
-    return "integer" if number else "text"
+    whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _may_be_whole(kind)
+    return "integer" if whole else "text"
 
 
 def as_keys(column: pa.Array, kind: str, where: Where) -> pa.Array:
@@ -183,7 +204,7 @@ def as_keys(column: pa.Array, kind: str, where: Where) -> pa.Array:
 
 
 def _cast_keys(column: pa.Array, kind: str, wanted: pa.DataType, where: Where) -> pa.Array:
-    if pa.types.is_floating(column.type):
+    if _may_be_whole(column.type):
         column = _whole(column, kind, where)
     elif pa.types.is_boolean(column.type):
         column = column.cast(pa.int8())
@@ -210,9 +231,21 @@ def _wrong_key(column: pa.Array, row: int, kind: str, where: Where) -> DataError
     return where.wrong(row, column[row].as_py(), _EXPECTED[kind], remedy)
 
 
+def _may_be_whole(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
 def _whole(column: pa.Array, kind: str, where: Where) -> pa.Array:
-    """int64 of floats that are whole numbers, as programs give that have no missing integers."""
-    column = pc.if_else(pc.is_nan(column), None, column) if len(column) else column
+    """int64 of floats or decimals that are whole numbers: what programs give that have no missing
+    integers, and databases for their ids. Floats so large that neighbours are one are refused."""
+    most = _EXACT.get(column.type)
+    if most is not None and len(column):
+        column = pc.if_else(pc.is_nan(column), None, column).cast(pa.float64())
+        large = pc.greater(pc.abs(column), most)
+        if pc.any(large).as_py():
+            row = pc.index(large, True).as_py()
+            remedy = "Its float has lost digits: export the column as integers"
+            raise where.wrong(row, column[row].as_py(), f"at most {most:,}", remedy)
     try:
         return column.cast(INTEGER)
     except pa.ArrowInvalid:
@@ -251,9 +284,7 @@ def _without_empty(texts: pa.Array) -> pa.Array:
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+    return kind.id in _TEXTS
 
 
 def _is_null(kind: pa.DataType) -> bool:
@@ -280,13 +311,18 @@ def split(column: pa.Array, separator: str | None, where: Where) -> pa.Array:
 
 def flat(column: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
     """(values end to end, starts [rows + 1]); null and empty lists have none."""
-    starts = np.zeros(len(column) + 1, np.int64)
-    if _is_null(column.type):
-        return pa.nulls(0), starts
-    lengths = pc.list_value_length(column)
-    np.cumsum(pc.fill_null(lengths, 0).to_numpy(zero_copy_only=False), out=starts[1:])
-    values = column.flatten()
-    return (values.dictionary_decode() if pa.types.is_dictionary(values.type) else values), starts
+    if isinstance(column, pa.ListArray | pa.LargeListArray) and not column.null_count:
+        starts = column.offsets.to_numpy().astype(np.int64)
+        values = column.values.slice(starts[0], starts[-1] - starts[0])
+        starts -= starts[0]
+    else:
+        starts = np.zeros(len(column) + 1, np.int64)
+        if _is_null(column.type):
+            return pa.nulls(0), starts
+        lengths = pc.fill_null(pc.list_value_length(column), 0)
+        np.cumsum(lengths.to_numpy(zero_copy_only=False), out=starts[1:])
+        values = column.flatten()
+    return values.dictionary_decode() if isinstance(values, pa.DictionaryArray) else values, starts
 
 
 def without_null(values: pa.Array, starts: NDArray[np.int64]) -> tuple[pa.Array, NDArray[np.int64]]:
@@ -329,8 +365,11 @@ def as_times(column: pa.Array, where: Where) -> pa.Array:
     if _is_text(kind):
         column = _without_empty(pc.utf8_trim_whitespace(column.cast(TEXT)))
     elif pa.types.is_floating(kind):
+        column = column.cast(pa.float64())
         column = pc.if_else(pc.is_finite(column), pc.floor(column), None)
-        column = _whole(column.cast(pa.float64()), "integer", where)
+        column = _whole(column, "integer", where)
+    elif pa.types.is_integer(kind):
+        column = as_keys(column, "integer", where)
     try:
         seconds = cells.as_seconds(column, f"feature {where.feature}", "of times")
     except DataError:

@@ -51,8 +51,8 @@ class Encoder(Protocol):
     def dense(self) -> tuple[str, ...]: ...
 
     @property
-    def likely(self) -> pa.DataType:
-        """What the column is probably of."""
+    def likely(self) -> pa.DataType | None:
+        """What Python values probably are; None where they are to be looked at."""
 
     def encode(self, asked: Asked) -> tuple[Part | None, int]:
         """(what it is, how many values were missing)"""
@@ -147,9 +147,9 @@ class Keyed:
 
     def __post_init__(self) -> None:
         self._reader = _KeyReader(self.name, self.spec, self.kind)
-        value = TEXT if self.kind == "text" else columns.INTEGER
         is_list = self.spec.list and self.spec.separator is None
-        self.likely = pa.large_list(value) if is_list else TEXT if self.spec.list else value
+        texts = pa.large_list(TEXT) if is_list else TEXT
+        self.likely = texts if self.kind == "text" else None
 
     @property
     def size(self) -> int:
@@ -251,7 +251,7 @@ class Time:
     fingerprints: Fingerprints
 
     dense: ClassVar[tuple[str, ...]] = ()
-    likely: ClassVar[pa.DataType] = columns.INTEGER
+    likely: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         assert self.spec.part is not None

@@ -65,11 +65,12 @@ class Features:
             fits[name].follow(encoder)
         rows = 0
         for batch in batches:
+            count = columns.num_rows(batch)
             try:
                 _add(fits, config, batch)
             except CellError as error:
                 raise error.within(batch, rows) from None
-            rows += columns.num_rows(batch)
+            rows += count
         if not rows:
             raise DataError("there are no rows to fit features on. Mend the inputs of training.")
         encoders = [fit.finish(known.get(name)) for name, fit in fits.items()]
@@ -97,9 +98,8 @@ class Features:
         parts: dict[str, Part] = {}
         replaced = {}
         for step in self._steps:
-            asked = Asked(None, num_rows, step.where, dense[:, step.dense], step.prints)
             try:
-                part, missing = _encode(step, rows, asked)
+                part, missing = _encode(step, rows, num_rows, dense[:, step.dense])
             except CellError as error:
                 raise error.within(rows, 0) from None
             if missing:
@@ -155,9 +155,11 @@ def _layout(config: FeaturesConfig, encoders: Iterable[Encoder]) -> Layout:
     return Layout(tuple(slots), dense, frozenset(config.crosses))
 
 
-def _encode(step: _Step, rows: Rows, asked: Asked) -> tuple[Part | None, int]:
+def _encode(
+    step: _Step, rows: Rows, num_rows: int, dense: NDArray[np.float32]
+) -> tuple[Part | None, int]:
     column = columns.column_of(rows, step.column, step.encoder.likely, step.where)
-    return step.encoder.encode(asked._replace(column=column))
+    return step.encoder.encode(Asked(column, num_rows, step.where, dense, step.prints))
 
 
 def _put(part: Part, slot: Slot, single: NDArray[np.int32], bags: list[Bag | None]) -> None:

@@ -25,17 +25,23 @@ _MASK = (1 << 64) - 1
 _KEYS = 64  # words that have their key ready: 512 bytes of text
 
 Prints = NDArray[np.uint64]
+_30, _27, _31 = np.uint64(30), np.uint64(27), np.uint64(31)
+_FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_STEP = np.uint64(GOLDEN)
 # _TAILS[n]: the n lowest bytes of a word.
 _TAILS = np.array([(1 << (8 * n)) - 1 for n in range(9)], np.uint64)
 
 
 def mix(x: Prints) -> Prints:
     """In place."""
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
+    shifted = x >> _30
+    x ^= shifted
+    x *= _FIRST
+    np.right_shift(x, _27, shifted)
+    x ^= shifted
+    x *= _SECOND
+    np.right_shift(x, _31, shifted)
+    x ^= shifted
     return x
 
 
@@ -81,11 +87,13 @@ class Fingerprints:
     def _sums(self, words: Prints, starts: NDArray[np.int64], lengths: NDArray[np.int64]) -> Prints:
         """Over the words of each text."""
         counts = (lengths >> 3) + 1
-        firsts = np.cumsum(counts) - counts
-        number = np.arange(int(counts.sum())) - np.repeat(firsts, counts)
+        ends = np.cumsum(counts)
+        firsts = ends - counts
+        owner = np.repeat(np.arange(len(counts)), counts)
+        number = np.arange(ends[-1]) - firsts[owner]
         inside = number << 3
-        found = words[np.repeat(starts[:-1], counts) + inside]
-        found &= _TAILS[np.minimum(np.repeat(lengths, counts) - inside, 8)]
+        found = words[starts[owner] + inside]
+        found &= _TAILS[np.minimum(lengths[owner] - inside, 8)]
         most = int(counts.max())
         keys = self._ready[2:] if most <= _KEYS else self.keys(0, most)
         found ^= keys[number]
@@ -98,7 +106,7 @@ class Fingerprints:
     @staticmethod
     def combine(so_far: Prints, part: Prints) -> Prints:
         """In place."""
-        so_far *= np.uint64(GOLDEN)
+        so_far *= _STEP
         so_far += part
         return mix(so_far)
 

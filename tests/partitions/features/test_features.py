@@ -254,7 +254,7 @@ def test_the_sample_of_a_number_does_not_depend_on_batches(monkeypatch: pytest.M
 
     values = np.random.default_rng(5).normal(size=5000)
     found = set()
-    for size in (7, 100, 5000):
+    for size in (1, 7, 100, 5000):
         sample = numbers.Sample(300)
         for at in range(0, len(values), size):
             sample.add(values[at : at + size])
@@ -334,6 +334,16 @@ def test_types_are_fixed_by_training_and_serving_casts() -> None:
             [["1", "2"], [], ["3", "x"]],
             "feature x, row 3: found 'x', expected a whole number",
         ),
+        (
+            {"kind": "category"},
+            pa.array([1.0, 2.0**25], pa.float32()),
+            "row 2: found 33554432.0, expec",
+        ),
+        ({"kind": "category"}, [1, 2.0**54], "at most 9,007,199,254,740,992. Its float has lost"),
+        ({"kind": "category"}, pa.array([b"a"]), "its column is of type binary, expected text"),
+        ({"kind": "category"}, "abc", "the column x is 'abc': give a list with a value for each"),
+        ({"kind": "category"}, None, "the column x is None: give a list"),
+        ({"kind": "time", "part": "hour"}, pa.array([2**63], pa.uint64()), "row 1: found 9223372"),
         ({"kind": "time", "part": "hour"}, ["0", "noon"], "feature x, row 2: found 'noon', expec"),
         ({"kind": "time", "part": "hour"}, [True], "feature x: its column is of type bool"),
     ],
@@ -342,6 +352,63 @@ def test_what_can_not_be_read_is_named(spec: dict[str, Any], column: Any, senten
     with pytest.raises(DataError) as error:
         Features.fit(config(features={"x": spec}), [{"x": column}])
     assert sentence in str(error.value) and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_a_fraction_is_never_cut_to_an_integer(is_list: bool) -> None:
+    spec = {"kind": "category", "list": is_list}
+    wrap = (lambda value: [value]) if is_list else (lambda value: value)
+    features = Features.fit(config(features={"x": spec}), [{"x": [wrap(2), wrap(3)]}])
+    for values in ([2, 2.5], [2.0, 2.5], [2, "2.5"], pa.array([wrap(2.0), wrap(2.5)])):
+        given_rows = values if isinstance(values, pa.Array) else [wrap(value) for value in values]
+        with pytest.raises(DataError, match=r"feature x, row 2: found '?2\.5'?, expected a whole"):
+            features.encode({"x": given_rows})
+
+
+def test_text_for_a_list_is_not_taken_for_its_letters() -> None:
+    spec = {"kind": "category", "list": True}
+    features = Features.fit(config(features={"x": spec}), [{"x": [["a"], ["b"]]}])
+    with pytest.raises(DataError, match="its column is of type string, expected lists"):
+        features.encode({"x": ["ab", None]})
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([["a", None, "b"], None, [], ["", "a"]]),
+        pa.array([["x"], ["a", "b"], None, [], ["a"]]).slice(1),
+        pa.array(["x", "a|b", None, "", "|a"]).slice(1),
+        pa.array([["a", "b"], None, [], ["a"]], pa.list_(pa.dictionary(pa.int8(), pa.string()))),
+        [["a", "b"], None, [], ("a",)],
+        pa.chunked_array([[["a", "b"], None], [[], ["a"]]]),
+    ],
+)
+def test_lists_come_in_many_forms(column: Any) -> None:
+    separated = isinstance(column, pa.StringArray)
+    spec = {"kind": "category", "list": True, "separator": "|" if separated else None}
+    features = Features.fit(config(features={"x": spec}), [{"x": column}])
+    [(values, offsets)] = features.encode({"x": column}).bags
+    assert values.tolist() == [2, 3, 2] and offsets.tolist() == [0, 2, 2, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([7, None, 5, 7, 0]).slice(0, 4),
+        pa.array([7, None, 5, 7], pa.uint8()),
+        pa.array([7, math.nan, 5, 7], pa.float16()),
+        pa.array([7, None, 5, 7], pa.decimal128(9, 2)),
+        pa.array([7, None, 5, 7]).dictionary_encode(),
+        pa.chunked_array([[7, None], [5, 7]]),
+        np.array([7, np.nan, 5, 7]),
+        [7, None, 5.0, "7"],
+    ],
+)
+def test_integers_come_in_many_forms(column: Any) -> None:
+    spec = {"kind": "category", "type": "integer"}
+    features = Features.fit(config(features={"x": spec}), [{"x": column}])
+    assert features.encode({"x": column}).single[:, 0].tolist() == [2, 0, 3, 2]
+    assert features.missing == {"x": 1}
 
 
 def test_training_names_the_row_of_the_whole_stream_and_the_nearest_column() -> None:
