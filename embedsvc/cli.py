@@ -5,7 +5,7 @@ Heavy libraries are imported inside the functions, so that --help answers at onc
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -30,6 +30,26 @@ Accept = Annotated[
 ]
 
 
+if TYPE_CHECKING:
+    from embedsvc.ranker_road import RankerRoad
+    from embedsvc.road import Road
+
+
+def _road(config: Path, overrides: list[str] | None) -> "Road | RankerRoad":
+    """Of what the file describes: a graph, or rows for a [ranker]."""
+    from embedsvc.ranking.config import RankerConfig
+    from partitions import config as settings_file
+
+    settings = settings_file.load(config, overrides or [])
+    if settings.table("ranker", RankerConfig).train:
+        from embedsvc.ranker_road import RankerRoad
+
+        return RankerRoad(settings)
+    from embedsvc.road import Road
+
+    return Road(settings)
+
+
 def import_(
     config: Config,
     overrides: Overrides = None,
@@ -43,9 +63,7 @@ def import_(
     Examples: `embedsvc import graph.toml graph.skip_bad=true`,
     `embedsvc import graph.toml --append` when the inputs' globs match new files
     """
-    from embedsvc.road import Road
-
-    Road.open(config, overrides).import_graph(
+    _road(config, overrides).import_graph(
         replace=replace, append=append, accept=accept, as_of=moment_of(as_of)
     )
 
@@ -55,9 +73,7 @@ def plan(config: Config, overrides: Overrides = None) -> None:
 
     Example: `embedsvc plan graph.toml model.dim=200`
     """
-    from embedsvc.road import Road
-
-    Road.open(config, overrides).plan()
+    _road(config, overrides).plan()
 
 
 def inspect(
@@ -80,9 +96,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
     Example: `embedsvc train graph.toml train.lr=0.05 model.dim=200`
     """
-    from embedsvc.road import Road
-
-    Road.open(config, overrides).train()
+    _road(config, overrides).train()
 
 
 def eval_(config: Config, overrides: Overrides = None) -> None:
@@ -90,9 +104,7 @@ def eval_(config: Config, overrides: Overrides = None) -> None:
 
     Example: `embedsvc eval graph.toml eval.split=valid`
     """
-    from embedsvc.road import Road
-
-    Road.open(config, overrides).evaluate()
+    _road(config, overrides).evaluate()
 
 
 def export(
@@ -121,9 +133,7 @@ def export(
 
     Example: `embedsvc export graph.toml --to vectors --format parquet --type user`
     """
-    from embedsvc.road import Road
-
-    Road.open(config, overrides).export(to, format, entity_type)
+    _road(config, overrides).export(to, format, entity_type)
 
 
 def publish(config: Config, overrides: Overrides = None) -> None:
@@ -131,9 +141,7 @@ def publish(config: Config, overrides: Overrides = None) -> None:
 
     Example: `embedsvc publish graph.toml`
     """
-    from embedsvc.road import Road
-
-    Road.open(config, overrides).publish()
+    _road(config, overrides).publish()
 
 
 def run(config: Config, overrides: Overrides = None) -> None:
@@ -141,10 +149,8 @@ def run(config: Config, overrides: Overrides = None) -> None:
 
     Example: `embedsvc run scripts/examples/fb15k237.toml`
     """
-    from embedsvc.road import Road
-
     start = time.perf_counter()
-    road = Road.open(config, overrides)
+    road = _road(config, overrides)
     road.import_graph(if_needed=True)
     road.train()
     road.evaluate(if_needed=True)

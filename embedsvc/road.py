@@ -2,7 +2,6 @@
 print."""
 
 import json
-import math
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -284,7 +283,7 @@ class Road:
         if _is_of_some(settings) and whole is not None and not _is_of_some(whole):
             self._say(f"eval: {path} stays, which is of all edges")
             path = path.with_name(EVALUATION_OF_SOME)
-        durable.write_json(path, _without_nan(result))
+        durable.write_json(path, durable.without_nan(result))
         return result
 
     def export(self, to: Path, format: str | None, entity_type: str | None) -> list[Path]:
@@ -444,10 +443,3 @@ def _is_of_some(settings: dict[str, Any]) -> bool:
 
 def _counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
-
-
-def _without_nan(value: Any) -> Any:
-    """The same with null for not-a-number, which JSON doesn't have: the mean of nothing."""
-    if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value

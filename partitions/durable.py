@@ -9,6 +9,7 @@ import ctypes
 import fcntl
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -113,6 +114,13 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def write_json(path: Path, value: Any) -> None:
     with replacing(path) as file:
         file.write(json_bytes(value))
+
+
+def without_nan(value: Any) -> Any:
+    """The same with null for not-a-number, which JSON doesn't have: the mean of nothing."""
+    if isinstance(value, dict):
+        return {key: without_nan(part) for key, part in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def json_bytes(value: Any) -> bytes:

@@ -38,7 +38,7 @@ from embedsvc.training.ledger import Ledger
 from embedsvc.training.loop import train_leases
 from embedsvc.training.output_plan import OutputPlan, plan_output
 from embedsvc.training.rows import RowTable, first_rows, init_scale, input_place
-from embedsvc.training.stopping import EarlyStopping
+from embedsvc.training.stopping import EarlyStopping, Judge
 from embedsvc.training.trainer import METRICS, TrainReport, check_resumable
 from partitions import durable
 from partitions.checkpoint import Checkpoint, CheckpointManifest
@@ -140,8 +140,8 @@ class _Trainer:
         self._load(checkpoint.read_parameters(manifest.parameters), with_retriever=not grown)
         self.stopping: EarlyStopping | None = None
         if config.early_stopping is not None:
-            judge = config.early_stopping, graph, checkpoint, progress.epoch
-            self.stopping = EarlyStopping(*judge, lists_of=output.relation)
+            judge = Judge.of_lists(graph, checkpoint, self.events.relation.name)
+            self.stopping = EarlyStopping(config.early_stopping, checkpoint, progress.epoch, judge)
         else:
             stopping.forget(checkpoint)
 

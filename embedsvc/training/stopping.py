@@ -11,6 +11,8 @@ anew and decides the same.
 
 import logging
 import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from embedsvc.config import EarlyStoppingConfig
@@ -28,34 +30,61 @@ FORMAT_VERSION = 1
 HISTORY = "stopping.json"
 
 
+@dataclass(frozen=True)
+class Judge:
+    """How good the newest commit is."""
+
+    metric: str
+    noun: str  # of what it is judged by
+    about: Mapping[str, Any]  # values are compared only where this is the same
+    value: Callable[[], tuple[float, int]]  # and of how many
+
+    @staticmethod
+    def of_ranks(config: EarlyStoppingConfig, graph: Graph, checkpoint: Checkpoint) -> "Judge":
+        """By filtered ranks of the validation split."""
+        _check_split(graph, graph.num_edges("valid"))
+
+        def value() -> tuple[float, int]:
+            trained = Trained(graph, checkpoint.path, newest=True)
+            edges = sample(trained.edges("valid"), config.max_edges)
+            return rank_links(trained, edges).summary()[config.metric], len(edges)
+
+        return Judge(config.metric, "edges", {"graph": graph.digest}, value)
+
+    @staticmethod
+    def of_lists(graph: Graph, checkpoint: Checkpoint, relation: str) -> "Judge":
+        """By Recall@20 of the validation split's lists of a relation."""
+        known = graph.manifest.relation_edges["valid"]
+        _check_split(graph, known[graph.relation_id(relation)])
+
+        def value() -> tuple[float, int]:
+            trained = Trained(graph, checkpoint.path, newest=True)
+            report = evaluate_lists(trained, relation, "valid", 20)
+            return report.recall if report.num_lists else 0.0, report.num_lists
+
+        return Judge("recall20", "lists", {"graph": graph.digest}, value)
+
+
+def _check_split(graph: Graph, num_edges: int) -> None:
+    if not num_edges:
+        raise ConfigError(
+            f"[train] early_stopping needs a validation split, and {graph.path} has none: "
+            "set graph.holdout.valid and import again, or unset it."
+        )
+
+
 class EarlyStopping:
     """epoch: the number of epochs that the newest commit has behind it."""
 
     def __init__(
-        self,
-        config: EarlyStoppingConfig,
-        graph: Graph,
-        checkpoint: Checkpoint,
-        epoch: int,
-        lists_of: str | None = None,
+        self, config: EarlyStoppingConfig, checkpoint: Checkpoint, epoch: int, judge: Judge
     ) -> None:
-        """lists_of: a relation, by whose lists of 20 epochs are judged instead of by ranks."""
-        num_edges = graph.num_edges("valid")
-        if lists_of is not None:
-            num_edges = graph.manifest.relation_edges["valid"][graph.relation_id(lists_of)]
-        if not num_edges:
-            raise ConfigError(
-                f"[train] early_stopping needs a validation split, and {graph.path} has none: "
-                "set graph.holdout.valid and import again, or unset it."
-            )
-        self._config, self._graph, self._checkpoint = config, graph, checkpoint
-        self._lists_of = lists_of
+        self._config, self._checkpoint, self._judge = config, checkpoint, judge
         self._about = {
             "format_version": FORMAT_VERSION,
-            "graph": graph.digest,
-            "metric": self.metric,
+            "metric": judge.metric,
             "max_edges": config.max_edges,
-        }
+        } | dict(judge.about)
         self.history: list[tuple[int, float]] = self._read()
         if not checkpoint.has_best or (self.history and self.best[0] > epoch):
             self.history = []  # someone went back to before the best, or removed it
@@ -75,15 +104,7 @@ class EarlyStopping:
 
     @property
     def metric(self) -> str:
-        return "recall20" if self._lists_of is not None else self._config.metric
-
-    def _value(self, trained: Trained) -> tuple[float, int]:
-        """And of how many edges or lists it is."""
-        if self._lists_of is not None:
-            report = evaluate_lists(trained, self._lists_of, "valid", 20)
-            return report.recall if report.num_lists else 0.0, report.num_lists
-        edges = sample(trained.edges("valid"), self._config.max_edges)
-        return rank_links(trained, edges).summary()[self._config.metric], len(edges)
+        return self._judge.metric
 
     @property
     def best(self) -> tuple[int, float]:
@@ -104,8 +125,7 @@ class EarlyStopping:
         if epoch == 0 or epoch % self._config.every_epochs or epoch in known or self.stopped:
             return None
         start = time.perf_counter()
-        trained = Trained(self._graph, self._checkpoint.path, newest=True)
-        value, num_judged = self._value(trained)
+        value, num_judged = self._judge.value()
         better = not self.history or value > self.best[1]
         if better:
             self._checkpoint.keep_as_best()
@@ -115,7 +135,7 @@ class EarlyStopping:
         logger.info(
             "epoch=%d valid_%s=%.4f %s=%d best=%d seconds=%.1f%s",
             *(epoch, self.metric, value),
-            *("edges" if self._lists_of is None else "lists", num_judged, self.best[0]),
+            *(self._judge.noun, num_judged, self.best[0]),
             *(time.perf_counter() - start, " stop" if self.stopped else ""),
         )
         return value

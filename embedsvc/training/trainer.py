@@ -38,7 +38,7 @@ from embedsvc.training.ledger import Ledger
 from embedsvc.training.loop import train_leases
 from embedsvc.training.plan import check_device, check_memory, plan_memory
 from embedsvc.training.rates import WarmedUp
-from embedsvc.training.stopping import EarlyStopping
+from embedsvc.training.stopping import EarlyStopping, Judge
 from embedsvc.training.warm_start import given_tables
 from partitions import durable
 from partitions.buffer_states import Needs, fewest_swaps
@@ -176,8 +176,9 @@ class _Trainer:
         self.rate = WarmedUp.build(config.lr_schedule, config.warmup_epochs)
         self.stopping: EarlyStopping | None = None
         if config.early_stopping is not None:
+            judge = Judge.of_ranks(config.early_stopping, graph, checkpoint)
             epoch = manifest.progress.epoch
-            self.stopping = EarlyStopping(config.early_stopping, graph, checkpoint, epoch)
+            self.stopping = EarlyStopping(config.early_stopping, checkpoint, epoch, judge)
         else:
             stopping.forget(checkpoint)
 

@@ -1,0 +1,170 @@
+"""How well probabilities of clicks are ordered, and how well they mean what they say.
+
+AUC asks whether clicks score higher than what was not clicked; log loss and calibration, whether
+of rows said to be clicked with .3 three in ten were. An interval comes from drawing users anew,
+since rows of one user are no independent witnesses.
+
+Letters: n rows, U users.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+CLIPPED = 1e-7  # probabilities are no nearer to 0 and 1 in a logarithm
+_BINS = 20  # of calibration, of equal weight
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """Of n rows: probabilities, labels (0 or 1), weights and, where known, whose they are."""
+
+    probability: Floats
+    label: Floats
+    weight: Floats
+    user: NDArray[np.int64] | None = None
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+
+@dataclass(frozen=True)
+class ClickReport:
+    rows: int
+    positives: int
+    auc: float  # NaN where all labels are alike
+    log_loss: float
+    calibration: float  # mean probability / mean label; 1 is right
+    ece: float  # mean distance of probability and label, over bins of equal weight
+    gauc: float | None  # AUC within each user, by rows; of users with both labels
+    gauc_users: int
+
+
+def report(clicks: Clicks) -> ClickReport:
+    if not len(clicks):
+        nan = float("nan")
+        return ClickReport(0, 0, nan, nan, nan, nan, None, 0)
+    found, users = gauc(clicks) if clicks.user is not None else (None, 0)
+    mean = float(np.average(clicks.label, weights=clicks.weight))
+    said = float(np.average(clicks.probability, weights=clicks.weight))
+    return ClickReport(
+        rows=len(clicks),
+        positives=int((clicks.label > 0).sum()),
+        auc=auc(clicks.probability, clicks.label, clicks.weight),
+        log_loss=log_loss(clicks),
+        calibration=said / mean if mean else float("nan"),
+        ece=ece(clicks),
+        gauc=found,
+        gauc_users=users,
+    )
+
+
+def auc(score: Floats, label: Floats, weight: Floats | None = None) -> float:
+    """The chance that a click scores higher than no click does; equal scores count half.
+
+    NaN where there is only one kind.
+    """
+    order = np.argsort(score, kind="stable")
+    weight = np.ones(len(score)) if weight is None else weight
+    return float(_auc_sorted(_ties(score[order]), label[order], weight[order]))
+
+
+def _ties(ascending: Floats) -> NDArray[np.int64]:
+    """The number of each row's score among the distinct ones."""
+    return np.concatenate([[0], np.cumsum(ascending[1:] > ascending[:-1])])[: len(ascending)]
+
+
+def _auc_sorted(tie: NDArray[np.int64], label: Floats, weight: Floats) -> float:
+    size = int(tie[-1]) + 1 if len(tie) else 0
+    clicked = np.bincount(tie, weight * label, size)
+    rest = np.bincount(tie, weight * (1 - label), size)
+    pairs = clicked.sum() * rest.sum()
+    below = np.cumsum(rest) - rest
+    return float((clicked * (below + rest / 2)).sum() / pairs) if pairs else float("nan")
+
+
+def log_loss(clicks: Clicks) -> float:
+    """Mean of -log of what was said of what happened, clipped by CLIPPED."""
+    said = np.clip(clicks.probability, CLIPPED, 1 - CLIPPED)
+    each = -np.where(clicks.label > 0, np.log(said), np.log1p(-said))
+    return float(np.average(each, weights=clicks.weight))
+
+
+def ece(clicks: Clicks, bins: int = _BINS) -> float:
+    """Expected calibration error: mean of |mean probability - mean label| of each bin, by weight;
+    bins have equal weight, in the order of probability."""
+    order = np.argsort(clicks.probability, kind="stable")
+    weight = clicks.weight[order]
+    total = weight.sum()
+    # The middle of each row's weight says in which bin it is.
+    bin_of = ((np.cumsum(weight) - weight / 2) * (bins / total)).astype(np.int64).clip(0, bins - 1)
+    gap = np.bincount(bin_of, weight * (clicks.probability - clicks.label)[order], bins)
+    return float(np.abs(gap).sum() / total)
+
+
+def gauc(clicks: Clicks) -> tuple[float, int]:
+    """Mean AUC of each user's own rows, weighted by their number; users whose labels are all alike
+    have none. Returns how many had one as well."""
+    assert clicks.user is not None
+    order = np.lexsort((clicks.probability, clicks.user))
+    score, user = clicks.probability[order], clicks.user[order]
+    label, weight = clicks.label[order], clicks.weight[order]
+    first = np.flatnonzero(np.diff(user, prepend=user[0] - 1))
+    tie = np.cumsum((np.diff(score, prepend=0) != 0) | (np.diff(user, prepend=user[0] - 1) != 0))
+    tie -= tie[0]
+    clicked, rest = np.bincount(tie, weight * label), np.bincount(tie, weight * (1 - label))
+    starts = tie[first]
+    below = np.cumsum(rest) - rest
+    below -= np.repeat(below[starts], np.diff(starts, append=len(rest)))
+    won = np.add.reduceat(clicked * (below + rest / 2), starts)
+    pairs = np.add.reduceat(clicked, starts) * np.add.reduceat(rest, starts)
+    rows = np.diff(first, append=len(user))[pairs > 0]
+    if not len(rows):
+        return float("nan"), 0
+    return float(np.average(won[pairs > 0] / pairs[pairs > 0], weights=rows)), len(rows)
+
+
+@dataclass(frozen=True)
+class Interval:
+    """95 % of the bootstrap's draws lie between."""
+
+    value: float
+    low: float
+    high: float
+
+
+def paired_auc(
+    scores: Sequence[Floats],
+    label: Floats,
+    user: NDArray[np.int64],
+    draws: int = 200,
+    seed: int = 0,
+) -> tuple[list[Interval], list[Interval]]:
+    """The AUC of each model, and the first one's less each other's, over the same drawn users.
+
+    Users are drawn with replacement; a row weighs as often as its user was drawn.
+    """
+    _, who = np.unique(user, return_inverse=True)
+    num_users = int(who.max()) + 1
+    rng = np.random.default_rng(seed)
+    orders = [np.argsort(score, kind="stable") for score in scores]
+    ties = [_ties(score[order]) for score, order in zip(scores, orders, strict=True)]
+    found = np.empty((draws + 1, len(scores)))
+    for draw in range(draws + 1):
+        times = np.ones(num_users, np.int64)
+        if draw:
+            times = np.bincount(rng.integers(0, num_users, num_users), minlength=num_users)
+        for at, (order, tie) in enumerate(zip(orders, ties, strict=True)):
+            found[draw, at] = _auc_sorted(tie, label[order], times[who[order]].astype(np.float64))
+    less = found[:, :1] - found
+    return [_interval(column) for column in found.T], [_interval(column) for column in less.T[1:]]
+
+
+def _interval(found: Floats) -> Interval:
+    """found: the value of all users, then of each draw."""
+    low, high = np.nanquantile(found[1:], [0.025, 0.975])
+    return Interval(float(found[0]), float(low), float(high))

@@ -1,0 +1,135 @@
+"""The road of a file with [ranker]: what `embedsvc train | eval | publish | run` do and print.
+
+There is no graph: `train` reads rows, encodes them once and learns from them.
+"""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from embedsvc.config import EvalConfig, OutputConfig, TrainConfig
+from embedsvc.ranking.config import RankerConfig
+from partitions import durable
+from partitions.config import RunConfig, Settings
+from partitions.errors import ConfigError
+from partitions.memory import forget_peak, peak_bytes
+from partitions.progress import rows_bar
+
+if TYPE_CHECKING:
+    from embedsvc.training.trainer import TrainReport
+
+EVALUATION = "evaluation.json"
+
+
+class RankerRoad:
+    def __init__(self, settings: Settings, *, quiet: bool = False) -> None:
+        from embedsvc.training.ranker import RankerFolders, check_covered
+
+        self.settings = settings
+        self.config = settings.table("ranker", RankerConfig)
+        self.train_config = settings.table("train", TrainConfig)
+        self.folders = RankerFolders(settings.table("run", RunConfig).dir / "ranker")
+        self.console = Console(quiet=quiet)
+        if settings.table("output", OutputConfig).kind is not None:
+            raise ConfigError(f"{settings.name}: [output] and [ranker] are two models: two files.")
+        check_covered(settings.name, self.train_config)
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, soft_wrap=True, markup=False)
+
+    def import_graph(self, *, if_needed: bool = False, **_: Any) -> None:
+        if not if_needed:
+            raise ConfigError(
+                f"{self.settings.name}: [ranker] has no graph to import: embedsvc train reads its "
+                "rows."
+            )
+
+    def plan(self) -> None:
+        from embedsvc.ranking.encoding import Encoding
+        from embedsvc.training.ranker import plan_of
+
+        encoding = Encoding.prepare(self.folders.encoded, self.config)
+        self._say(str(plan_of(encoding, self.config)))
+
+    def train(self) -> "TrainReport":
+        from embedsvc.training import report as page
+        from embedsvc.training.ranker import train
+
+        forget_peak()
+        report = train(self.folders, self.config, self.train_config)
+        if report.best_epoch is not None:
+            stopped = ", stopped early" if report.stopped_early else ""
+            self._say(f"train: best after epoch {report.best_epoch}{stopped}")
+        if not report.num_edges:
+            self._say("train: nothing left to do")
+            return report
+        speed = f"{report.num_edges / report.train_s:,.0f} rows/s"
+        self._say(
+            f"train: {report.num_edges:,} rows in {report.train_s:.1f} s ({speed}), "
+            f"last loss {report.loss:.4f}"
+        )
+        memory = (
+            f"{peak_bytes() / 1e6:,.0f} MB at most, planned {report.planned_bytes / 1e6:,.0f} MB"
+        )
+        facts = {
+            "last run": f"{report.num_edges:,} rows in {report.train_s:,.1f} s, {speed}",
+            "memory": memory,
+        }
+        path = page.write(self.folders.checkpoint, f"Training of {self.folders.path}", facts)
+        self._say(f"train: memory {memory}; curves in {path}")
+        return report
+
+    def evaluate(self, *, if_needed: bool = False) -> dict[str, Any]:
+        from embedsvc.evaluation.rankers import judge
+        from embedsvc.training.ranker import TrainedRanker
+
+        split = self.settings.table("eval", EvalConfig).split
+        if not getattr(self.config, split):
+            sentence = (
+                f"{self.settings.name}: [eval] split = {split!r}, but ranker.{split} names no rows"
+            )
+            if if_needed:
+                self._say(f"eval: {sentence}")
+                return {}
+            raise ConfigError(f"{sentence}: set it, or choose another split.")
+        trained, start = TrainedRanker(self.folders.checkpoint), time.perf_counter()
+        with rows_bar(self.console) as bar:
+            task = bar.add_task("eval", total=None)
+            result = judge(trained, self.config, split, lambda rows: bar.advance(task, rows))
+        result |= {"checkpoint": trained.digest, "split": split}
+        result["seconds"] = round(time.perf_counter() - start, 2)
+        self._print(result)
+        durable.write_json(self.folders.checkpoint / EVALUATION, durable.without_nan(result))
+        return result
+
+    def _print(self, result: dict[str, Any]) -> None:
+        table = Table(title=f"{result['rows']:,} {result['split']} rows")
+        columns = ("", "AUC", "log loss", "of share", "calibration", "ECE", "AUC by user")
+        for column in columns:
+            table.add_column(column, justify="left" if not column else "right")
+        for name, row in result["labels"].items():
+            interval = ""
+            if "auc_low" in row:
+                interval = f" [{row['auc_low']:.4f}, {row['auc_high']:.4f}]"
+            gauc = "" if row["gauc"] is None else f"{row['gauc']:.4f}"
+            table.add_row(
+                name,
+                f"{row['auc']:.4f}{interval}",
+                *(f"{row[key]:.4f}" for key in ("log_loss", "log_loss_of_share")),
+                *(f"{row[key]:.4f}" for key in ("calibration", "ece")),
+                gauc,
+            )
+        self.console.print(table)
+        self._say(f"eval: {result['seconds']:.1f} s")
+
+    def export(self, to: Path, format: str | None, entity_type: str | None) -> list[Path]:
+        raise ConfigError(
+            f"{self.settings.name}: [ranker] has no vectors by key to export; embedsvc publish "
+            "makes the model that is served."
+        )
+
+    def publish(self, *, if_needed: bool = False) -> None:
+        raise ConfigError(f"{self.settings.name}: publishing a [ranker] is not there yet.")

@@ -1,0 +1,169 @@
+"""A Wide & Deep model as tables and arrays of a checkpoint, and as the start of another one.
+
+    table SLOT          embeddings, and their optimizer's state
+    table SLOT.wide     z of each task, with n for its state: FTRL's weights
+    parameters          body.* and its optimizer's state, wide.dense and wide.bias: (z, n),
+                        positive_weight
+
+Only ids that training met are stored. No feature has a dot in its name.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from embedsvc.outputs.sparse import Floats
+from embedsvc.ranking.slots import SlotTable
+from embedsvc.ranking.wide_deep import Body, WideDeep
+from partitions.checkpoint import Checkpoint
+from partitions.durable import FileEntry
+from partitions.schema import Slot
+
+_WIDE = ".wide"
+
+
+def write_tables(
+    model: WideDeep, checkpoint: Checkpoint, token: int, optimizer: str
+) -> dict[Slot, FileEntry]:
+    """optimizer: the name of the embeddings'."""
+    entries = {}
+    for table in model.slots.tables:
+        for name, vectors, state, kind in _parts(table, optimizer):
+            touched = np.any(vectors != 0, axis=1) | np.any(state != 0, axis=1)
+            # An optimizer that keeps nothing doesn't say which rows it touched: they count as such.
+            kept = state if state.shape[1] else np.ones((len(vectors), 1), np.float32)
+            slot = Slot(name, 0)
+            flat = kept[:, 0] if kept.shape[1] == 1 else kept
+            entries[slot] = checkpoint.write_rows(slot, token, vectors, flat, touched, kind)
+    return entries
+
+
+def read_tables(
+    model: WideDeep, checkpoint: Checkpoint, stored: Mapping[Slot, FileEntry], optimizer: str
+) -> None:
+    for table in model.slots.tables:
+        for name, vectors, state, _ in _parts(table, optimizer):
+            entry = stored.get(Slot(name, 0))
+            if entry is None:
+                continue
+            found = checkpoint.stored_rows(entry, len(vectors), vectors.shape[1])
+            for block in found.blocks():
+                rows = found.rows[block]
+                vectors[rows] = found.vectors[block]
+                if state.shape[1]:
+                    state[rows] = found.state[block].reshape(len(rows), -1)
+
+
+def _parts(table: SlotTable, optimizer: str) -> Iterator[tuple[str, Floats, Floats, str]]:
+    """(name, vectors, state, optimizer) of the tables that a slot has; views."""
+    name = table.slot.name
+    if table.dim:
+        yield name, table.values, table.state, optimizer
+    if table.wide.shape[1]:
+        yield name + _WIDE, table.wide[:, :, 0], table.wide[:, :, 1], "ftrl"
+
+
+# --- everything else ------------------------------------------------------------------------------
+
+
+def arrays_of(model: WideDeep) -> dict[str, NDArray[Any]]:
+    found: dict[str, NDArray[Any]] = {"wide.dense": model.wide_dense, "wide.bias": model.bias}
+    found["positive_weight"] = model.positive_weight
+    for name, tensor in _tensors(model):
+        found[name] = tensor.detach().numpy()
+    return found
+
+
+def load_arrays(model: WideDeep, arrays: Mapping[str, NDArray[Any]]) -> None:
+    model.wide_dense[:], model.bias[:] = arrays["wide.dense"], arrays["wide.bias"]
+    _ready(model)
+    with torch.no_grad():
+        for name, tensor in _tensors(model):
+            tensor.copy_(torch.from_numpy(arrays[name].reshape(tensor.shape)))
+
+
+def _tensors(model: WideDeep) -> Iterator[tuple[str, Tensor]]:
+    """Of the body, and of its optimizer."""
+    if model.body is None or model.optimizer is None:
+        return
+    for name, parameter in model.body.named_parameters():
+        yield f"body.{name}", parameter
+        for key, value in sorted(model.optimizer.state[parameter].items()):
+            if isinstance(value, Tensor):
+                yield f"body.{name}:{key}", value
+
+
+def _ready(model: WideDeep) -> None:
+    """Let the optimizer make the state that it makes at its first step."""
+    if model.body is None or model.optimizer is None or model.deep.optimizer != "adam":
+        return
+    for parameter in model.body.parameters():
+        state = model.optimizer.state[parameter]
+        state["step"] = torch.tensor(0.0)
+        state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))
+
+
+# --- a warm start ---------------------------------------------------------------------------------
+
+
+def start_from(model: WideDeep, earlier: WideDeep, grows: frozenset[str]) -> list[str]:
+    """Begin where `earlier` ended: what both have of the same form is copied.
+
+    grows: slots whose ids are the same as far as they go, as a vocabulary's; of others the number
+    of ids decides which id a value has. Returns what was not copied, in words.
+    """
+    left_out = []
+    before = {table.slot.name: table for table in earlier.slots.tables}
+    for table in model.slots.tables:
+        old = before.get(table.slot.name)
+        if old is None:
+            left_out.append(f"{table.slot.name} is new")
+            continue
+        if table.slot.name not in grows and old.slot.size != table.slot.size:
+            left_out.append(f"{table.slot.name} has another number of buckets")
+            continue
+        num = min(old.slot.size, table.slot.size)
+        for name in ("values", "state", "wide"):
+            mine, its = getattr(table, name), getattr(old, name)
+            if mine.shape[1:] == its.shape[1:]:
+                mine[:num] = its[:num]
+            elif mine.size and its.size:
+                left_out.append(f"{table.slot.name}'s {name} have another width")
+    if model.num_tasks == earlier.num_tasks:
+        model.bias[:] = earlier.bias
+        _copy_columns(model.wide_dense, list(model.wide.dense), earlier.wide_dense, earlier)
+    return left_out + _start_body(model, earlier)
+
+
+def _copy_columns(mine: Floats, names: Sequence[str], its: Floats, earlier: WideDeep) -> None:
+    known = {name: at for at, name in enumerate(earlier.wide.dense)}
+    for at, name in enumerate(names):
+        if name in known:
+            mine[at] = its[known[name]]
+
+
+@torch.no_grad()
+def _start_body(model: WideDeep, earlier: WideDeep) -> list[str]:
+    """Layers of equal form; of the first one the columns of inputs that both have."""
+    if not isinstance(model.body, Body) or not isinstance(earlier.body, Body):
+        same = model.body is None or earlier.body is None
+        return [] if same else ["two towers begin anew"]
+    left_out = []
+    inputs, known = model.inputs, {name: at for at, name in enumerate(earlier.inputs)}
+    shared = [(at, known[name]) for at, name in enumerate(inputs) if name in known]
+    here, there = (torch.tensor([pair[i] for pair in shared]).long() for i in (0, 1))
+    old = dict(earlier.body.named_parameters())
+    first = next(iter(dict(model.body.named_parameters())))
+    for name, parameter in model.body.named_parameters():
+        its = old.get(name)
+        if its is not None and name == first and len(its) == len(parameter):
+            parameter[:, here] = its[:, there]
+        elif its is not None and its.shape == parameter.shape:
+            parameter.copy_(its)
+        else:
+            left_out.append(f"the layers' {name} has another form")
+    return left_out

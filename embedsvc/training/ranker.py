@@ -1,0 +1,439 @@
+"""Training `[ranker]`: rows are encoded once, then learnt window by window.
+
+    RUN/ranker/encoded/     what rows are to the model (ranking/encoding.py)
+    RUN/ranker/checkpoint/  what it learnt
+
+    for lease in schedule:                   # a window: up to a million rows, in memory
+        for batch in shuffled(window): model.learn(batch)
+        ledger.add(...)
+
+Schedule, ledger and commits are those of the graph trainer, whose buckets are windows here. Which
+windows come when, and in which order their rows, follows from (seed, epoch, window): a broken run
+ends in the same bits as a whole one.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from embedsvc.config import TrainConfig
+from embedsvc.evaluation.clicks import auc
+from embedsvc.graph.fast import num_cores
+from embedsvc.ranking import stored
+from embedsvc.ranking.calibration import Calibration, fit
+from embedsvc.ranking.config import RankerConfig
+from embedsvc.ranking.encoding import TRAIN, VALID, Encoding
+from embedsvc.ranking.slots import Ftrl
+from embedsvc.ranking.wide_deep import Deep, Wide, WideDeep
+from embedsvc.trained import settings_of as settings_in
+from embedsvc.training import stopping
+from embedsvc.training.ledger import Ledger
+from embedsvc.training.loop import train_leases
+from embedsvc.training.ranker_plan import RankerPlan, plan_ranker
+from embedsvc.training.stopping import EarlyStopping, Judge
+from embedsvc.training.trainer import METRICS, TrainReport
+from partitions import durable
+from partitions.checkpoint import BEST, MANIFEST, Checkpoint, CheckpointManifest
+from partitions.encoded import BLOCK_ROWS, EncodedFile
+from partitions.errors import ConfigError, DataError
+from partitions.features import Encoded, Features, Layout, joined
+from partitions.schedule import Lease, Schedule
+from partitions.schema import Bucket
+
+logger = logging.getLogger(__name__)
+
+FEATURES = "features"  # beside a checkpoint: what its ids mean
+CALIBRATION = "calibration.json"
+WINDOW_BLOCKS = 16  # a million rows
+_COVERED = {"epochs", "seed", "threads", "commit_every_s", "memory_mb", "early_stopping"}
+_COVERED |= {"tensorboard", "page_cache"}
+_FREE = {"train", "valid", "test", "user", "calibration", "start_from"}  # may change in a resume
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RankerFolders:
+    """Where a run keeps its ranker."""
+
+    path: Path
+
+    @property
+    def encoded(self) -> Path:
+        return self.path / "encoded"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint"
+
+
+def check_covered(name: str, config: TrainConfig) -> None:
+    """ConfigError where settings were given that [ranker] makes nothing of. name: the file's."""
+    if odd := config.model_fields_set - _COVERED:
+        hints = {"lr": "ranker.deep.lr", "batch_size": "ranker.batch_size"}
+        hint = f"set {hints[min(odd)]}" if min(odd) in hints else "remove it"
+        raise ConfigError(f"{name}: [train] {min(odd)} does not apply with [ranker]: {hint}.")
+    judged = config.early_stopping.model_fields_set if config.early_stopping else set()
+    if odd := judged & {"metric", "max_edges"}:
+        raise ConfigError(
+            f"{name}: [train.early_stopping] {min(odd)} does not apply with [ranker], which is "
+            "judged by AUC: remove it."
+        )
+
+
+def train(folders: RankerFolders, config: RankerConfig, train: TrainConfig) -> TrainReport:
+    """Train into the checkpoint of `folders`, resuming what is there.
+
+    Raises BusyError where another process trains into it, ConfigError where the plan does not fit
+    or the checkpoint was begun with other settings, DataError for rows that can't be read, damaged
+    files and divergence.
+    """
+    with durable.only_writer(folders.checkpoint, "training into"):
+        earlier = None
+        if config.start_from is not None:
+            earlier = TrainedRanker(config.start_from)
+        start = earlier.features if earlier is not None else None
+        encoding = Encoding.prepare(folders.encoded, config, start)
+        plan = plan_of(encoding, config)
+        logger.info("%s", plan)
+        plan.check(train.memory_mb)
+        if train.threads:
+            torch.set_num_threads(train.threads)
+        report = _Trainer(encoding, folders.checkpoint, config, train, earlier).run()
+        if config.calibration != "none":
+            TrainedRanker(folders.checkpoint).calibrate(encoding.open(VALID))
+    return replace(report, planned_bytes=plan.total)
+
+
+def plan_of(encoding: Encoding, config: RankerConfig) -> RankerPlan:
+    return plan_ranker(encoding, config, WINDOW_BLOCKS * BLOCK_ROWS)
+
+
+def model_of(
+    layout: Layout, config: RankerConfig, positive_weight: list[float], train: TrainConfig
+) -> WideDeep:
+    """The model that the settings describe, before it has learnt."""
+    names = [slot.name for slot in layout.slots]
+    wide = deep = None
+    if config.wide.enabled:
+        chosen = config.wide.features
+        ftrl = Ftrl(config.wide.alpha, config.wide.beta, config.wide.l1, config.wide.l2)
+        wide = Wide(
+            frozenset(n for n in names if chosen is None or n in chosen),
+            _dense(layout, chosen),
+            ftrl,
+        )
+    if config.deep.enabled:
+        deep = _deep(layout, config)
+    return WideDeep(
+        layout,
+        wide,
+        deep,
+        num_tasks=len(config.labels),
+        positive_weight=positive_weight,
+        threads=train.threads or num_cores(),
+        seed=train.seed % (1 << 63),  # as torch takes it
+    )
+
+
+def _deep(layout: Layout, config: RankerConfig) -> Deep:
+    chosen, deep = config.deep.features, config.deep
+    embedded = [
+        slot.name
+        for slot in layout.slots
+        if (slot.name in chosen if chosen is not None else slot.name not in layout.crosses)
+    ]
+    towers = None
+    if deep.towers is not None:
+        towers = frozenset(deep.towers[0]), frozenset(deep.towers[1])
+        embedded = [name for name in embedded if name in towers[0] | towers[1]]
+    return Deep(
+        {name: deep.dims.get(name, deep.dim) for name in embedded},
+        _dense(layout, chosen),
+        tuple(deep.hidden),
+        deep.dropout,
+        deep.optimizer,
+        deep.lr,
+        deep.row_optimizer,
+        deep.row_lr,
+        deep.l2,
+        deep.init_scale,
+        towers,
+    )
+
+
+def _dense(layout: Layout, chosen: list[str] | None) -> list[str]:
+    """Dense columns of the chosen features; of all, where None are."""
+    return [name for name in layout.dense if chosen is None or name.split(".")[0] in chosen]
+
+
+def settings_of(config: RankerConfig, train: TrainConfig) -> dict[str, Any]:
+    return {"ranker": config.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+
+
+class _Trainer:
+    def __init__(
+        self,
+        encoding: Encoding,
+        folder: Path,
+        config: RankerConfig,
+        train: TrainConfig,
+        earlier: "TrainedRanker | None",
+    ) -> None:
+        self.encoding, self.config, self.train = encoding, config, train
+        self.checkpoint = Checkpoint(folder, keep_cached=train.page_cache)
+        self.settings = settings_of(config, train)
+        self.rows = encoding.open(TRAIN)
+        self.num_windows = -(-len(self.rows) // (WINDOW_BLOCKS * BLOCK_ROWS))
+        self.resumed = self.checkpoint.exists
+        manifest = CheckpointManifest(encoding.digest, self.settings)
+        if self.resumed:
+            manifest = self.checkpoint.read_manifest()
+            _check_resumable(manifest, encoding, self.settings, folder)
+            if manifest.progress.epoch < train.epochs:
+                self.checkpoint.verify(manifest)
+            self.checkpoint.sweep()
+        progress = manifest.progress
+        self.schedule = Schedule(self._windows, lambda _: frozenset(), train.epochs, progress)
+        weights = positive_weights(config, encoding)
+        self.model = model_of(encoding.features.layout, config, weights, train)
+        if self.resumed:
+            optimizer = _name_of(config.deep.row_optimizer)
+            stored.read_tables(self.model, self.checkpoint, manifest.tables, optimizer)
+            stored.load_arrays(self.model, self.checkpoint.read_parameters(manifest.parameters))
+        else:
+            encoding.features.save(folder / FEATURES)
+        if earlier is not None and not self.resumed:
+            for what in stored.start_from(self.model, earlier.model, encoding.grows):
+                logger.warning("not taken from %s: %s", config.start_from, what)
+        self.stopping: EarlyStopping | None = None
+        if train.early_stopping is not None:
+            judge = Judge("auc", "rows", {"rows": encoding.digest}, self._judge)
+            if not config.valid:
+                raise ConfigError(
+                    "[train] early_stopping needs rows: set ranker.valid, or unset it."
+                )
+            self.stopping = EarlyStopping(
+                train.early_stopping, self.checkpoint, progress.epoch, judge
+            )
+        else:
+            stopping.forget(self.checkpoint)
+
+    def run(self) -> TrainReport:
+        rows_left = self._rows_left()
+        with Ledger(self.checkpoint.path / METRICS, self.train.epochs) as ledger:
+            train_leases(
+                self.schedule,
+                ledger,
+                self.stopping,
+                self.train,
+                lambda lease: self._train_window(lease, ledger, rows_left),
+                self._commit,
+            )
+        traffic = self.checkpoint.table_traffic
+        return TrainReport(
+            num_edges=ledger.num_edges,
+            train_s=ledger.train_s,
+            loss=ledger.last_loss,
+            wait_s=0.0,
+            table_reads=0,
+            table_writes=0,
+            io_bytes=traffic.io_bytes,
+            read_bytes=traffic.read_bytes,
+            resumed=self.resumed,
+            stopped_early=self.stopping is not None and self.stopping.stopped,
+            best_epoch=self.stopping.best[0] if self.stopping and self.stopping.history else None,
+        )
+
+    def _train_window(self, lease: Lease, ledger: Ledger, rows_left: int) -> None:
+        ledger.open(lease, self._size(lease.bucket), rows_left)
+        key = [self.train.seed, lease.epoch, lease.bucket.rhs]
+        rng = np.random.default_rng(key)
+        torch.manual_seed(int(rng.integers(1 << 62)))  # of dropout
+        batch, labels, weight = self._window(lease, rng)
+        self.model.train()
+        for first in range(0, len(batch), self.config.batch_size):
+            some = slice(first, min(first + self.config.batch_size, len(batch)))
+            try:
+                loss = self.model.learn(
+                    batch.slice(some.start, some.stop), labels[some], weight[some]
+                )
+            except DataError as error:
+                raise DataError(
+                    f"Training diverged in epoch {lease.epoch + 1}: {str(error).rstrip('.')}. "
+                    "Lower ranker.deep.lr, ranker.deep.row_lr or ranker.wide.alpha, remove "
+                    f"{self.checkpoint.path} and train again."
+                ) from None
+            size = some.stop - some.start
+            ledger.add(size, loss * size)
+        done = self.num_windows - self.schedule.num_waiting
+        ledger.close(done, self.num_windows, 0.0, self.config.deep.lr)
+
+    def _window(self, lease: Lease, rng: np.random.Generator) -> tuple[Encoded, Floats, Floats]:
+        """The rows of a window in the order in which they are learnt.
+
+        Its blocks are others in each epoch, so that rows which lie together don't always meet.
+        """
+        order = np.random.default_rng([self.train.seed, lease.epoch]).permutation(
+            -(-len(self.rows) // BLOCK_ROWS)
+        )
+        first = lease.bucket.rhs * WINDOW_BLOCKS
+        parts = [
+            self.rows.read(at * BLOCK_ROWS, min((at + 1) * BLOCK_ROWS, len(self.rows)))
+            for at in order[first : first + WINDOW_BLOCKS].tolist()
+        ]
+        batch = joined([part[0] for part in parts])
+        labels, weight = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
+        shuffled = rng.permutation(len(batch))
+        return batch.take(shuffled), labels[shuffled], weight[shuffled]
+
+    def _commit(self, leases: list[Lease]) -> None:
+        """Write what was learnt and the manifest that names it; then the windows count as done."""
+        token = max(lease.token for lease in leases)
+        tables = stored.write_tables(
+            self.model, self.checkpoint, token, _name_of(self.config.deep.row_optimizer)
+        )
+        arrays = stored.arrays_of(self.model)
+        parameters = self.checkpoint.write_parameters(token, arrays)
+        for lease in leases:
+            assert self.schedule.commit(lease.token)
+        self.checkpoint.commit(
+            CheckpointManifest(
+                self.encoding.digest, self.settings, self.schedule.progress, tables, parameters
+            )
+        )
+        leases.clear()
+
+    def _judge(self) -> tuple[float, int]:
+        """Mean AUC of the tasks on the validation rows, and how many these are."""
+        logits, labels, _ = predict(self.model, self.encoding.open(VALID))
+        found = []
+        for logit, label in zip(logits.T, labels.T, strict=True):
+            known = ~np.isnan(label)
+            found.append(auc(logit[known].astype(np.float64), label[known].astype(np.float64)))
+        value = float(np.mean(found))
+        return (0.5 if np.isnan(value) else value), len(labels)
+
+    # --- windows
+
+    def _windows(self, epoch: int) -> list[Bucket]:
+        return [Bucket(0, at) for at in range(self.num_windows)]
+
+    def _size(self, window: Bucket) -> int:
+        """About: the last block may be in any window."""
+        whole = WINDOW_BLOCKS * BLOCK_ROWS
+        return min(whole, len(self.rows) - window.rhs * whole)
+
+    def _rows_left(self) -> int:
+        progress = self.schedule.progress
+        epochs = max(self.train.epochs - progress.epoch, 0)
+        return epochs * len(self.rows) - sum(map(self._size, progress.done))
+
+
+def positive_weights(config: RankerConfig, encoding: Encoding) -> list[float]:
+    """Of each task, what a row of label 1 counts."""
+    if config.positive_weight != "balanced":
+        return [float(config.positive_weight)] * len(config.labels)
+    return [rest / max(clicked, 1e-9) for clicked, rest in encoding.balance]
+
+
+def predict(model: WideDeep, rows: EncodedFile) -> tuple[Floats, Floats, Floats]:
+    """Logits [n, T], labels [n, T] and weights [n] of all rows, read block by block."""
+    model.eval()
+    parts = []
+    for first in range(0, len(rows), BLOCK_ROWS):
+        batch, labels, weight = rows.read(first, min(first + BLOCK_ROWS, len(rows)))
+        parts.append((model(batch).numpy(), labels, weight))
+    logits, labels, weight = (np.concatenate([part[i] for part in parts]) for i in range(3))
+    return logits, labels, weight
+
+
+def _name_of(spec: str | dict[str, Any]) -> str:
+    return spec if isinstance(spec, str) else str(spec["name"])
+
+
+def _check_resumable(
+    manifest: CheckpointManifest, encoding: Encoding, settings: dict[str, Any], path: Path
+) -> None:
+    remedy = f"remove {path} to train from the start, or choose another [run] dir."
+    for key, now in settings["ranker"].items():
+        then = manifest.config["ranker"].get(key)
+        if key not in _FREE and then != now:
+            raise ConfigError(
+                f"{path} was begun with ranker.{key} = {then!r}, now it is {now!r}. Set it back "
+                f"to go on, {remedy}"
+            )
+    for key in ("seed",):
+        then, now = manifest.config["train"].get(key), settings["train"][key]
+        if then != now:
+            raise ConfigError(
+                f"{path} was begun with train.{key} = {then!r}, now it is {now!r}. Set it back "
+                f"to go on, {remedy}"
+            )
+    if manifest.graph_digest != encoding.digest:
+        raise ConfigError(
+            f"{path} was trained on other rows than ranker.train names now: {remedy} "
+            "ranker.start_from begins with what was learnt."
+        )
+
+
+class TrainedRanker:
+    """A ranker as it was committed: the best commit where there is one, else the newest."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: of a checkpoint. Raises DataError where it is none, or damaged."""
+        self.checkpoint = Checkpoint(folder)
+        name = BEST if self.checkpoint.has_best else MANIFEST
+        manifest = self.checkpoint.read_manifest(name)
+        if "ranker" not in manifest.config:
+            raise DataError(f"{folder} is no ranker's checkpoint: it was trained without [ranker].")
+        self.checkpoint.verify(manifest)
+        self.digest = durable.sha256_of(folder / name)
+        path = folder / name
+        self.config = settings_in(manifest, path, "ranker", RankerConfig)
+        train = settings_in(manifest, path, "train", TrainConfig)
+        self.features = Features.load(folder / FEATURES)
+        arrays = self.checkpoint.read_parameters(manifest.parameters)
+        self.positive_weight: Floats = arrays["positive_weight"]
+        self.model = model_of(
+            self.features.layout, self.config, self.positive_weight.tolist(), train
+        )
+        optimizer = _name_of(self.config.deep.row_optimizer)
+        stored.read_tables(self.model, self.checkpoint, manifest.tables, optimizer)
+        stored.load_arrays(self.model, arrays)
+        self.model.eval()
+        self.calibration = [Calibration() for _ in self.config.labels]
+        self._calibration_file = folder / CALIBRATION
+        if self._calibration_file.exists():
+            found = durable.read_json(self._calibration_file, "Run embedsvc train again.")
+            if found.get("checkpoint") == self.digest:
+                self.calibration = [Calibration.from_json(task) for task in found["tasks"]]
+
+    def logits(self, batch: Encoded) -> NDArray[np.float64]:
+        """[n, T], of ones and zeros as often as they are."""
+        return self.without_weight(self.model(batch).numpy())
+
+    def without_weight(self, logits: Floats) -> NDArray[np.float64]:
+        return logits.astype(np.float64) - np.log(self.positive_weight.astype(np.float64))
+
+    def probabilities(self, batch: Encoded) -> NDArray[np.float64]:
+        """[n, T]"""
+        logits = self.logits(batch)
+        tasks = [found(z) for found, z in zip(self.calibration, logits.T, strict=True)]
+        return np.stack(tasks, 1)
+
+    def calibrate(self, rows: EncodedFile) -> None:
+        """By the validation rows; kept beside the checkpoint."""
+        raw, labels, weight = predict(self.model, rows)
+        logits = self.without_weight(raw)
+        kind, tasks = self.config.calibration, range(len(self.config.labels))
+        self.calibration = [
+            fit(kind, logits[:, t], labels[:, t].astype(np.float64), weight.astype(np.float64))
+            for t in tasks
+        ]
+        content = {"checkpoint": self.digest, "tasks": [c.as_json() for c in self.calibration]}
+        durable.write_json(self._calibration_file, content)
