@@ -7,7 +7,8 @@ that names the feature, the row (counted from 1) and the value.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -24,6 +25,13 @@ Rows: TypeAlias = pa.RecordBatch | pa.Table | Mapping[str, Column]
 TEXT, INTEGER = pa.large_string(), pa.int64()
 _TABLES = (pa.RecordBatch, pa.Table)
 _TEXTS = {pa.string().id, TEXT.id, pa.string_view().id}
+_KINDS: dict[type | None, pa.DataType] = {
+    None: pa.null(),
+    str: TEXT,
+    int: INTEGER,
+    float: pa.float64(),
+    bool: pa.bool_(),
+}
 _EXACT = {pa.float16(): 1 << 11, pa.float32(): 1 << 24, pa.float64(): 1 << 53}  # whole numbers
 KEY_TYPES = {"text": TEXT, "integer": INTEGER}
 _EXPECTED = {"text": "text or a whole number", "integer": "a whole number"}
@@ -99,10 +107,8 @@ def names(rows: Rows) -> list[str]:
     return list(rows.schema.names if isinstance(rows, _TABLES) else rows)
 
 
-def column_of(rows: Rows, name: str, likely: pa.DataType | None, where: Where) -> pa.Array | None:
-    """The column as one Arrow array, None where there is none. likely: the type to try first for
-    Python values, as to guess one takes longer than to read them; never of integers, which Arrow
-    would make of 2.5 too."""
+def column_of(rows: Rows, name: str, where: Where) -> pa.Array | None:
+    """The column as one Arrow array, None where there is none."""
     if isinstance(rows, _TABLES):
         place = rows.schema.get_field_index(name)
         if place < 0:
@@ -111,7 +117,7 @@ def column_of(rows: Rows, name: str, likely: pa.DataType | None, where: Where) -
             return None
         found = rows.column(place)
     elif name in rows:
-        found = _array(rows[name], likely, where)
+        found = _array(rows[name], where)
     else:
         return None
     if isinstance(found, pa.ChunkedArray):
@@ -121,17 +127,28 @@ def column_of(rows: Rows, name: str, likely: pa.DataType | None, where: Where) -
     return found.dictionary_decode() if isinstance(found, pa.DictionaryArray) else found
 
 
-def _array(values: Column, likely: pa.DataType | None, where: Where) -> pa.Array | pa.ChunkedArray:
+def _array(values: Column, where: Where) -> pa.Array | pa.ChunkedArray:
     if isinstance(values, pa.Array | pa.ChunkedArray):
         return values
-    if isinstance(values, np.ndarray) or likely is None:
-        return _guessed(values, where)
-    if cells.is_list(likely) and any(isinstance(value, str) for value in values):
-        return pa.array(["text"])  # which is refused; Arrow would take it for a list of letters
-    try:
-        return pa.array(values, likely)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return _guessed(values, where)
+    if not isinstance(values, np.ndarray):
+        try:
+            if (kind := _kind_of(values)) is not None:
+                return pa.array(values, kind)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            pass
+    return _guessed(values, where)
+
+
+def _kind_of(values: Iterable[Any]) -> pa.DataType | None:
+    """What plain Python values are; None where they are mixed or others. For Arrow to find out
+    takes it ten times as long; asked for integers without a look, it makes 2 of 2.5."""
+    found = set(map(type, values)) - {type(None)}
+    if found <= {list, tuple} and found:
+        inner = _kind_of(chain.from_iterable(value for value in values if value is not None))
+        return None if inner is None else pa.large_list(inner)
+    if found == {int, float}:
+        return pa.float64()
+    return _KINDS.get(found.pop() if found else None) if len(found) < 2 else None
 
 
 def _guessed(values: NDArray[Any] | Sequence[Any], where: Where) -> pa.Array:

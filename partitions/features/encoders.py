@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from partitions import embeddings
 from partitions.errors import ConfigError, DataError
 from partitions.features import columns, times
-from partitions.features.columns import TEXT, Where
+from partitions.features.columns import Where
 from partitions.features.config import MAX_IDS, FeatureSpec
 from partitions.features.crosses import Part
 from partitions.features.fingerprints import Fingerprints, Prints, integers
@@ -49,10 +49,6 @@ class Encoder(Protocol):
 
     @property
     def dense(self) -> tuple[str, ...]: ...
-
-    @property
-    def likely(self) -> pa.DataType | None:
-        """What Python values probably are; None where they are to be looked at."""
 
     def encode(self, asked: Asked) -> tuple[Part | None, int]:
         """(what it is, how many values were missing)"""
@@ -147,9 +143,6 @@ class Keyed:
 
     def __post_init__(self) -> None:
         self._reader = _KeyReader(self.name, self.spec, self.kind)
-        is_list = self.spec.list and self.spec.separator is None
-        texts = pa.large_list(TEXT) if is_list else TEXT
-        self.likely = texts if self.kind == "text" else None
 
     @property
     def size(self) -> int:
@@ -251,7 +244,6 @@ class Time:
     fingerprints: Fingerprints
 
     dense: ClassVar[tuple[str, ...]] = ()
-    likely: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         assert self.spec.part is not None
@@ -307,8 +299,6 @@ class Number:
     spec: FeatureSpec
     fingerprints: Fingerprints
     scale: Scale
-
-    likely: ClassVar[pa.DataType] = pa.float64()
 
     def __post_init__(self) -> None:
         self.size = self.scale.size
@@ -377,7 +367,6 @@ class Vector:
     indicator: bool
 
     size: ClassVar[None] = None
-    likely: ClassVar[pa.DataType] = TEXT
 
     def __post_init__(self) -> None:
         self._reader = _KeyReader(self.name, self.spec, "text")

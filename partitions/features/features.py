@@ -158,7 +158,7 @@ def _layout(config: FeaturesConfig, encoders: Iterable[Encoder]) -> Layout:
 def _encode(
     step: _Step, rows: Rows, num_rows: int, dense: NDArray[np.float32]
 ) -> tuple[Part | None, int]:
-    column = columns.column_of(rows, step.column, step.encoder.likely, step.where)
+    column = columns.column_of(rows, step.column, step.where)
     return step.encoder.encode(Asked(column, num_rows, step.where, dense, step.prints))
 
 
@@ -184,7 +184,7 @@ def _followed(config: FeaturesConfig, start: Features | None) -> Mapping[str, En
 def _add(fits: Mapping[str, Fit], config: FeaturesConfig, batch: Rows) -> None:
     for name, spec in config.features.items():
         where = Where(name)
-        column = columns.column_of(batch, spec.column or name, columns.TEXT, where)
+        column = columns.column_of(batch, spec.column or name, where)
         if column is None:
             raise _no_column(name, spec.column or name, batch)
         fits[name].add(column, where)

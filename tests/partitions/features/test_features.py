@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 
 from partitions.errors import ConfigError, DataError
-from partitions.features import Encoded, Features, FeaturesConfig, vocabulary
+from partitions.features import Encoded, Features, FeaturesConfig, columns, vocabulary
 from tests.partitions.features import plain
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -97,7 +97,7 @@ def assert_same(a: Encoded, b: Encoded) -> None:
 
 
 @given(st.lists(ROW, min_size=1, max_size=12), st.lists(ROW, max_size=12), st.integers(1, 5))
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_training_a_load_and_serving_encode_alike(
     tmp_path_factory: pytest.TempPathFactory, seen: Rows, new: Rows, size: int
 ) -> None:
@@ -321,10 +321,10 @@ def test_types_are_fixed_by_training_and_serving_casts() -> None:
     ("spec", "column", "sentence"),
     [
         ({"kind": "number"}, [1, "abc"], "feature x, row 2: found 'abc', expected a number"),
-        ({"kind": "number"}, [[1.0]], "feature x: its column is of type list"),
+        ({"kind": "number"}, [[1.0]], "feature x: its column is of type large_list"),
         ({"kind": "number"}, [1, {"a": 2}], "feature x, row 2: found {'a': 2}, expected one value"),
         ({"kind": "category"}, [1, 2.5], "feature x, row 2: found 2.5, expected a whole number"),
-        ({"kind": "category"}, [["a"]], "feature x: its column is of type list"),
+        ({"kind": "category"}, [["a"]], "feature x: its column is of type large_list"),
         ({"kind": "category"}, ["\ud800"], "feature x, row 1: found '\\ud800', expected text in"),
         ({"kind": "category", "type": "integer"}, ["1", "0x1"], "feature x, row 2: found '0x1'"),
         ({"kind": "category", "type": "integer"}, [2**63], f"found '{2**63}', expected a whole"),
@@ -365,10 +365,32 @@ def test_a_fraction_is_never_cut_to_an_integer(is_list: bool) -> None:
             features.encode({"x": given_rows})
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, None, 2**63 - 1], None),
+        ([1, 2.5, None], None),
+        (["a", None], None),
+        ([True, None], None),
+        ([None, None], None),
+        ([[1, None], None, []], None),
+        ([(1, 2.5), [3]], [[1.0, 2.5], [3.0]]),
+        ([[], None], None),
+        (["a", 1, 2.0, True, math.nan, None], ["a", "1", "2", "1", None, None]),
+        ([2**60 + 1, 0.5], [str(2**60 + 1), "0.5"]),
+        ([["a"], [1, None]], [["a"], ["1", None]]),
+        ([2**70], [str(2**70)]),
+    ],
+)
+def test_python_values_keep_their_sense(values: list[Any], expected: list[Any] | None) -> None:
+    found = columns.column_of({"x": values}, "x", columns.Where("x"))
+    assert found is not None and found.to_pylist() == (expected or values)
+
+
 def test_text_for_a_list_is_not_taken_for_its_letters() -> None:
     spec = {"kind": "category", "list": True}
     features = Features.fit(config(features={"x": spec}), [{"x": [["a"], ["b"]]}])
-    with pytest.raises(DataError, match="its column is of type string, expected lists"):
+    with pytest.raises(DataError, match="its column is of type large_string, expected lists"):
         features.encode({"x": ["ab", None]})
 
 
