@@ -20,10 +20,9 @@ from embedsvc.outputs import kernels
 from embedsvc.outputs.kernels import TILE, Table, Update
 from embedsvc.outputs.sparse import (
     Floats,
+    Scoring,
     Workspace,
     in_threads,
-    join_totals,
-    of_labels,
     slices,
     slopes,
 )
@@ -72,14 +71,9 @@ class FullStep:
         space: Workspace,
         threads: int,
     ) -> "FullStep":
-        num, dim = hidden.shape
         bounds = slices(len(table.values), threads)
-        label = space.floats("label", *targets.shape)
-        label[:] = 0
-        top, total = space.floats("top", len(bounds), num), space.floats("total", len(bounds), num)
-        work = space.floats("block", len(bounds), TILE, num)
-        turned = space.floats("turned", dim, num)
-        turned[:] = hidden.T
+        work = space.floats("block", len(bounds), TILE, len(hidden))
+        found = Scoring(hidden, targets, bounds, space)
 
         def score(thread: int, first: int, last: int) -> None:
             kernels.score_all(
@@ -87,23 +81,23 @@ class FullStep:
                 halves,
                 first,
                 last,
-                turned,
+                found.turned,
                 targets,
                 work[thread],
-                label,
-                top[thread],
-                total[thread],
+                found.label,
+                found.top[thread],
+                found.total[thread],
             )
 
         in_threads(score, bounds)
-        log_total = join_totals(top, total)
-        log_prob, num_labels = of_labels(label, targets, log_total)
+        log_total = found.log_total()
+        log_prob, num_labels = found.of_labels(log_total)
         return cls(
             table,
             update,
             halves,
             hidden,
-            turned,
+            found.turned,
             targets,
             log_total,
             log_prob,
@@ -118,7 +112,7 @@ class FullStep:
         log_total = self.log_total.astype(np.float32)
         block = self.space.floats("block", len(self.bounds), TILE, num)
         work = self.space.floats("work", len(self.bounds), TILE, dim)
-        grads = self.space.floats("grad", len(self.bounds), 2, num, dim)
+        grads = self.space.floats("grad", len(self.bounds), 2, num if wanted else 0, dim)
 
         def learn(thread: int, first: int, last: int) -> None:
             kernels.update_all(
@@ -139,7 +133,7 @@ class FullStep:
             )
 
         in_threads(learn, self.bounds)
-        return grads[:, 0].sum(0)
+        return grads[:, 0].sum(0) if wanted else None
 
 
 class Fused(torch.autograd.Function):
@@ -180,7 +174,7 @@ class Fused(torch.autograd.Function):
         grad = ctx.step.finish(weight, ctx.needs_input_grad[0])
         ctx.step = None
         ctx.layer._spaces.append(ctx.space)
-        return torch.from_numpy(grad) if ctx.needs_input_grad[0] else None, None, None, None
+        return None if grad is None else torch.from_numpy(grad), None, None, None
 
 
 def first_bad(values: NDArray[Any]) -> int:

@@ -341,7 +341,8 @@ def update_all(  # type: ignore[no-untyped-def]
     """What `update_active` does, for all classes first .. last - 1; scores are computed again.
 
     log_total: [B], logarithms of the partition function. work: [>= TILE, B]; more: [>= TILE, D];
-    grads: [2, B, D], written: the gradient of the hidden vectors, and memory to work in.
+    grads: [2, B, D], written: the gradient of the hidden vectors, and memory to work in; [2, 0, D]:
+    not wanted.
     """
     grad_hidden, extra = grads[0], grads[1]
     room = _room(halves, hidden)
@@ -357,8 +358,9 @@ def update_all(  # type: ignore[no-untyped-def]
             for t in range(targets.shape[1]):
                 if begin <= targets[b, t] < end:
                     block[targets[b, t] - begin, b] -= share[b]
-        _turned_product(block, table.values[begin:end], room, extra)
-        _add(grad_hidden, extra)
+        if grad_hidden.shape[0]:
+            _turned_product(block, table.values[begin:end], room, extra)
+            _add(grad_hidden, extra)
         grad = more[: end - begin]
         _product(block, hidden, room, grad)
         for i in range(end - begin):

@@ -99,13 +99,8 @@ class LSHSoftmax(FullSoftmax):
             threads=threads,
             seed=seed,
         )
-        for name, number in (("head", head), ("retrieved", retrieved), ("samples", samples)):
-            if number < 0:
-                raise ConfigError(f"{name} is {number}; it must be at least 0.")
-        if train_probes is not None and train_probes < 1:
-            raise ConfigError(f"train_probes is {train_probes}; it must be at least 1.")
-        if correction not in ("log_q", "none"):
-            raise ConfigError(f'correction is {correction!r}; it must be "log_q" or "none".')
+        _check(head, retrieved, samples, train_probes, correction)
+        _check_sampler(sampler, known=frequencies is not None)
         self.head, self.retrieved, self.samples = head, retrieved, samples
         self.train_probes, self.auto_rebuild = train_probes, auto_rebuild
         self.correction: Correction = correction
@@ -120,9 +115,6 @@ class LSHSoftmax(FullSoftmax):
             "correction": correction,
         }
         self._sampler = sampler
-        wants = SAMPLERS.build(sampler or "log_uniform")
-        if frequencies is None and not isinstance(wants, LogUniform):
-            raise ConfigError(f"The sampler {sampler} needs frequencies.")
         self._retriever: Retriever | None = None
         self._is_built = False
         self._bound_at, self._bound_rows = 0, 0
@@ -429,6 +421,25 @@ class LSHSoftmax(FullSoftmax):
         layer._take(saved)
         layer._load_retriever(retriever)
         return layer
+
+
+def _check(
+    head: int, retrieved: int, samples: int, train_probes: int | None, correction: str
+) -> None:
+    for name, number in (("head", head), ("retrieved", retrieved), ("samples", samples)):
+        if number < 0:
+            raise ConfigError(f"{name} is {number}; it must be at least 0.")
+    if train_probes is not None and train_probes < 1:
+        raise ConfigError(f"train_probes is {train_probes}; it must be at least 1.")
+    if correction not in ("log_q", "none"):
+        raise ConfigError(f'correction is {correction!r}; it must be "log_q" or "none".')
+
+
+def _check_sampler(sampler: str | dict[str, Any] | None, *, known: bool) -> None:
+    """known: whether frequencies are."""
+    wants = SAMPLERS.build(sampler or "log_uniform")
+    if not known and not isinstance(wants, LogUniform):
+        raise ConfigError(f"The sampler {sampler} needs frequencies.")
 
 
 class _Touching:

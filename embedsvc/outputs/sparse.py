@@ -131,6 +131,45 @@ class Workspace:
         return sum(memory.nbytes for memory in self._memory.values())
 
 
+class Scoring:
+    """What the threads of a step's first half write, each of its slice of the classes.
+
+    turned: [D, B], the hidden vectors; label: [B, T], the targets' scores; top, total: [slices, B],
+    highest scores, and sums of exponentials of what is below them.
+    """
+
+    def __init__(
+        self,
+        hidden: Floats,
+        at: NDArray[np.int64],
+        bounds: list[tuple[int, int]],
+        space: Workspace,
+    ) -> None:
+        """at: [B, T], what kernels know the targets by; -1 where there is none."""
+        num, dim = hidden.shape
+        self._at = at
+        self.turned, self.label = space.floats("turned", dim, num), space.floats("label", *at.shape)
+        self.turned[:], self.label[:] = hidden.T, 0
+        self.top = space.floats("top", len(bounds), num)
+        self.total = space.floats("total", len(bounds), num)
+
+    def log_total(self) -> NDArray[np.float64]:
+        """log Z [B]."""
+        highest = self.top.max(0).astype(np.float64)
+        with np.errstate(invalid="ignore"):  # what overflowed is NaN
+            return np.asarray(highest + np.log((self.total * np.exp(self.top - highest)).sum(0)))
+
+    def of_labels(
+        self, log_total: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Mean log-probability of each row's targets (0 where there is none), and their number."""
+        there = self._at >= 0
+        num_labels = there.sum(1)
+        with np.errstate(invalid="ignore"):
+            found = np.where(there, self.label - log_total[:, None], 0).sum(1)
+        return found / np.maximum(num_labels, 1), num_labels
+
+
 @dataclass
 class SparseStep:
     """A training step between its halves (fused.FusedStep)."""
@@ -164,11 +203,7 @@ class SparseStep:
         (num, dim), size = hidden.shape, len(active.ids)
         bounds = slices(size, threads)
         rows, block = space.floats("rows", size, dim), space.floats("block", size, num)
-        label = space.floats("label", *active.at.shape)
-        label[:] = 0
-        top, total = space.floats("top", len(bounds), num), space.floats("total", len(bounds), num)
-        turned = space.floats("turned", dim, num)
-        turned[:] = hidden.T
+        found = Scoring(hidden, active.at, bounds, space)
 
         def score(thread: int, first: int, last: int) -> None:
             kernels.score_active(
@@ -178,30 +213,30 @@ class SparseStep:
                 last,
                 active.ids,
                 active.shift,
-                turned,
+                found.turned,
                 active.at,
                 rows,
                 block,
-                label,
-                top[thread],
-                total[thread],
+                found.label,
+                found.top[thread],
+                found.total[thread],
             )
 
         in_threads(score, bounds)
-        log_total = join_totals(top, total)
-        found, num_labels = of_labels(label, active.at, log_total)
+        log_total = found.log_total()
+        log_prob, num_labels = found.of_labels(log_total)
         return cls(
             table,
             update,
             halves,
             active,
             hidden,
-            found,
+            log_prob,
             num_labels,
             bounds,
             rows,
             block,
-            top,
+            found.top,
             log_total,
             space,
         )
@@ -240,24 +275,6 @@ def slices(size: int, threads: int) -> list[tuple[int, int]]:
     threads = max(1, min(threads, size // 64))
     ends = [size * t // threads for t in range(threads + 1)]
     return list(pairwise(ends))
-
-
-def join_totals(top: Floats, total: Floats) -> NDArray[np.float64]:
-    """log Z [B] of the slices' highest scores and sums of exponentials, [slices, B]."""
-    highest = top.max(0).astype(np.float64)
-    with np.errstate(invalid="ignore"):  # what overflowed is NaN
-        return np.asarray(highest + np.log((total * np.exp(top - highest)).sum(0)))
-
-
-def of_labels(
-    label: Floats, at: NDArray[np.int64], log_total: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Mean log-probability of each row's targets (0 where there is none), and their number."""
-    there = at >= 0
-    num_labels = there.sum(1)
-    with np.errstate(invalid="ignore"):
-        found = np.where(there, label - log_total[:, None], 0).sum(1)
-    return found / np.maximum(num_labels, 1), num_labels
 
 
 def slopes(weight: Floats, num_labels: NDArray[np.int64]) -> tuple[Floats, Floats]:

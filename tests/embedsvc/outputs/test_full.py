@@ -1,11 +1,13 @@
 """The exact softmax against torch's own over a table of all scores."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional
 
 from embedsvc.outputs import chunked
 from embedsvc.outputs.full import FullSoftmax
+from embedsvc.outputs.sparse import Workspace
 from partitions.errors import ConfigError, DataError
 
 NONE = torch.empty(0, dtype=torch.uint8)
@@ -113,6 +115,20 @@ def test_fused_and_plain_sgd_are_the_same() -> None:
     assert torch.allclose(fused.weight, plain.weight, atol=1e-6)
     assert fused.bias is not None and plain.bias is not None
     assert torch.allclose(fused.bias, plain.bias, atol=1e-6)
+
+
+def test_rows_learn_the_same_where_hidden_wants_no_gradient() -> None:
+    hidden = torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
+    target = torch.tensor([3, 29, 3, 0, 14])
+    rows = []
+    for wanted in (True, False):
+        layer = FullSoftmax(4, 30, threads=1)
+        step = layer._begin(hidden.numpy(), target[:, None].numpy(), Workspace())
+        grad = step.finish(np.full(5, 0.2, np.float32), wanted)
+        assert grad is None or grad.shape == (5, 4)
+        assert (grad is not None) == wanted
+        rows.append(layer.weight.detach().clone())
+    assert torch.equal(*rows)
 
 
 def test_a_forward_pass_learns_at_most_once() -> None:
