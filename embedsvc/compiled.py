@@ -7,13 +7,17 @@ here a digest of the file and of all it imports that are compiled themselves, an
 """
 
 import hashlib
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import numba
+from numba.core import event
 
 # Sums may be reordered and multiplications fused; NaN and infinity keep their meaning, since they
 # are how divergence shows.
@@ -36,6 +40,36 @@ def jit(function: Any = None, **options: Any) -> Any:
         root = path.resolve().parents[function.__module__.count(".")]
         kernel._cache._cache_file._source_stamp = _digest(path.resolve(), root)
     return kernel
+
+
+class _Compiling(event.Listener):
+    """Hears of each kernel that is compiled; those that were kept on disk are not."""
+
+    said = False  # by anyone, in this process
+
+    def __init__(self, logger: logging.Logger, after_s: float) -> None:
+        self._logger, self._after_s = logger, after_s
+        self._begun: float | None = None
+
+    def on_start(self, event: event.Event) -> None:
+        if self._begun is None:
+            self._begun = monotonic()
+        if not _Compiling.said and monotonic() - self._begun >= self._after_s:
+            _Compiling.said = True
+            self._logger.info(
+                "compiling kernels for the first step; the next run finds them on disk"
+            )
+
+    def on_end(self, event: event.Event) -> None:
+        pass
+
+
+@contextmanager
+def telling_of_compiling(logger: logging.Logger, after_s: float = 1.0) -> Iterator[None]:
+    """Says once, in a line, why what is inside begins slowly: after so many seconds in which it
+    came to compile more than one kernel."""
+    with event.install_listener("numba:compile", _Compiling(logger, after_s)):
+        yield
 
 
 def sources_of(path: Path, root: Path) -> set[Path]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StrictBool, field_validator, model_validator
 
 from partitions.config import Table
-from partitions.errors import ConfigError
+from partitions.errors import ConfigError, did_you_mean
 from partitions.order import ORDERS
 from partitions.registry import Registry
 
@@ -291,6 +291,7 @@ class OutputConfig(Table):
         _buildable(ROW_OPTIMIZERS, self.optimizer)
         _buildable(SAMPLERS, self.sampler)
         if self.retriever != "none":
+            _known_or_none(RETRIEVERS, self.retriever)
             _buildable(RETRIEVERS, self.retriever)
         for name in _OF_LSH:
             changed = getattr(self, name) != type(self).model_fields[name].default
@@ -299,6 +300,14 @@ class OutputConfig(Table):
         if _name(self.examples) == "skip_gram" and (_name(self.tower) != "mean" or self.hidden):
             raise ValueError("skip_gram learns from one item at a time: remove tower and hidden")
         return self
+
+
+def _known_or_none(registry: Registry[Any], spec: Spec) -> None:
+    """ValueError that lists "none" among the names there are."""
+    names = [*registry, "none"]
+    if isinstance(spec, str) and spec not in names:
+        hint = did_you_mean(spec, names)
+        raise ValueError(f"There is no {registry.noun} named {spec}. {hint}")
 
 
 def _name(spec: Spec) -> Any:

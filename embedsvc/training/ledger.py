@@ -27,8 +27,12 @@ _OF_A_BUCKET = ("edges", "edges_per_s", "loss", "wait_s")  # what every record o
 class Ledger:
     """Use as a context manager; `metrics` may be a file that earlier runs began."""
 
-    def __init__(self, metrics: Path, num_epochs: int) -> None:
+    def __init__(
+        self, metrics: Path, num_epochs: int, *, edge: str = "edge", bucket: str = "bucket"
+    ) -> None:
+        """edge, bucket: what the log and the bar call them; `metrics` has them by these names."""
         self.metrics, self.num_epochs = metrics, num_epochs
+        self._edge, self._bucket = edge, bucket
         self.num_edges = 0
         self.train_s = 0.0
         self.last_loss = float("nan")
@@ -36,7 +40,7 @@ class Ledger:
         self._bar = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
-            TextColumn("{task.completed:,}/{task.total:,} edges"),
+            TextColumn(f"{{task.completed:,}}/{{task.total:,}} {edge}s"),
             TextColumn("{task.fields[rate]:,.0f}/s  loss {task.fields[loss]:.4f}"),
             TimeRemainingColumn(),
             console=self._console,
@@ -114,12 +118,14 @@ class Ledger:
         self._record(record)
         if self._bar.disable:
             logger.info(
-                "epoch=%d/%d bucket=(%d,%d) done=%d/%d edges_per_s=%d loss=%.4f wait_s=%.2f",
+                "epoch=%d/%d %s=(%d,%d) done=%d/%d %ss_per_s=%d loss=%.4f wait_s=%.2f",
                 lease.epoch + 1,
                 self.num_epochs,
+                self._bucket,
                 *lease.bucket,
                 done,
                 num_buckets,
+                self._edge,
                 record["edges_per_s"],
                 self.last_loss,
                 wait_s,

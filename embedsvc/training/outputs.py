@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from embedsvc.compiled import telling_of_compiling
 from embedsvc.config import ModelConfig, OutputConfig, TrainConfig
 from embedsvc.outputs.full import FullSoftmax
 from embedsvc.outputs.lsh_softmax import LSHSoftmax
@@ -82,8 +83,9 @@ def check_covered(name: str, model: ModelConfig, config: TrainConfig) -> None:
         hint = "set output.dim" if key == "dim" else "remove it"
         raise ConfigError(f"{name}: [model] {key} does not apply with [output]: {hint}.")
     if odd := config.model_fields_set - _COVERED:
-        hint = f"set output.{min(odd)}" if min(odd) in OutputConfig.model_fields else "remove it"
-        raise ConfigError(f"{name}: [train] {min(odd)} does not apply with [output]: {hint}.")
+        key = "device" if "device" in odd else min(odd)  # which sets a batch_size of its own
+        hint = f"set output.{key}" if key in OutputConfig.model_fields else "remove it"
+        raise ConfigError(f"{name}: [train] {key} does not apply with [output]: {hint}.")
     judged = config.early_stopping.model_fields_set if config.early_stopping else set()
     if odd := judged & {"metric", "max_edges"}:
         raise ConfigError(
@@ -222,7 +224,11 @@ class _Trainer:
 
     def run(self) -> TrainReport:
         examples_left = self._examples_left()
-        with Ledger(self.checkpoint.path / METRICS, self.config.epochs) as ledger:
+        metrics = self.checkpoint.path / METRICS
+        with (
+            Ledger(metrics, self.config.epochs, edge="example", bucket="piece") as ledger,
+            telling_of_compiling(logger),
+        ):
             train_leases(
                 self.schedule,
                 ledger,
@@ -349,8 +355,12 @@ class _Trainer:
         return epochs * self.events.num_examples - sum(map(self._size, progress.done))
 
     def _diverged(self, lease: Lease, what: str) -> str:
+        remedy = " and train again; nothing was committed yet"
+        if self.checkpoint.exists:
+            remedy = (
+                f", remove {self.checkpoint.path} and train again; its last commit is from before"
+            )
         return (
             f"Training diverged in epoch {lease.epoch + 1}: {what.rstrip('.')}. Lower output.lr or "
-            f"output.tower_lr, remove {self.checkpoint.path} and train again; its last commit is "
-            "from before."
+            f"output.tower_lr{remedy}."
         )

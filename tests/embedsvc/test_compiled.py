@@ -1,13 +1,17 @@
 """A kernel kept on disk is renewed when anything that went into it changes."""
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
+import pytest
+
 import embedsvc.compiled
-from embedsvc.compiled import sources_of
+from embedsvc.compiled import sources_of, telling_of_compiling
 
 _TREE = {
     "embedsvc/__init__.py": "",
@@ -83,3 +87,27 @@ def test_the_kernel_of_1_vs_all_is_made_of_these_files() -> None:
     }
     of_outputs = sources_of(root / "embedsvc/outputs/kernels.py", root)
     assert root / "embedsvc/graph/kernels.py" in of_outputs
+
+
+def test_compiling_that_takes_long_is_said_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(embedsvc.compiled._Compiling, "said", False)
+    logger = logging.getLogger("test")
+
+    def compile_one(after_s: float) -> None:
+        kernel = numba.njit(lambda x: x + 1)
+        with telling_of_compiling(logger, after_s):
+            kernel(1)
+            kernel(2.0)
+
+    compile_one(after_s=600)
+    with telling_of_compiling(logger, 0):
+        pass  # nothing to compile
+    assert not caplog.messages
+    compile_one(after_s=0)
+    compile_one(after_s=0)
+    assert caplog.messages == [
+        "compiling kernels for the first step; the next run finds them on disk"
+    ]

@@ -2,7 +2,9 @@
 was carried out or broken off."""
 
 import json
+import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -556,6 +558,7 @@ def test_a_checkpoint_of_the_other_kind_is_refused(graph: Graph, tmp_path: Path)
         ({"operator": "diagonal"}, {}, r"\[model\] operator does not apply .*: remove it"),
         ({}, {"epochs": 3, "lr": 0.2}, r"\[train\] lr does not apply .*: set output\.lr"),
         ({}, {"negatives": {"uniform": 5}}, r"\[train\] negatives does not apply"),
+        ({}, {"device": "cuda"}, r"\[train\] device does not apply .*: remove it"),
         (
             {},
             {"early_stopping": {"metric": "mrr"}},
@@ -577,6 +580,8 @@ def test_settings_that_do_not_apply_are_named(
     [
         ({"dim": 5}, "kind is missing"),
         ({"kind": "lsh_softmax", "tower": "men"}, "Did you mean mean"),
+        ({"kind": "lsh_softmax", "retriever": "annoy"}, "named annoy.*Known here: exact, none, p"),
+        ({"kind": "lsh_softmax", "retriever": "non"}, "named non.*Did you mean none"),
         ({"kind": "lsh_softmax", "examples": {"name": "next_item", "window": 2}}, "window"),
         (
             {"kind": "lsh_softmax", "examples": "skip_gram", "tower": "attention"},
@@ -592,5 +597,27 @@ def test_mistakes_in_the_table_are_named(settings: dict[str, Any], message: str)
 
 
 def test_divergence_is_said_and_leaves_the_last_commit(graph: Graph, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"Training diverged in epoch 1: .*Lower output\.lr"):
-        outputs.train(graph, tmp_path, an_output(optimizer="sgd", lr=1e30), CONFIG)
+    wild = an_output(optimizer="sgd", lr=1e30)
+    with pytest.raises(
+        DataError, match=r"diverged in epoch 1: .*Lower output\.lr.* nothing was com"
+    ):
+        outputs.train(graph, tmp_path, wild, CONFIG)
+
+
+def test_divergence_later_on_says_what_to_remove(
+    graph: Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs.train(graph, tmp_path, an_output(), but(CONFIG, epochs=1))
+    monkeypatch.setattr(outputs._Trainer, "_step", lambda *_: float("nan"))
+    with pytest.raises(DataError, match=rf"in epoch 2: .*, remove {tmp_path} and train again; its"):
+        outputs.train(graph, tmp_path, an_output(), CONFIG)
+
+
+def test_the_log_speaks_of_examples_and_pieces(
+    graph: Graph, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "embedsvc")
+    outputs.train(graph, tmp_path, an_output(), but(CONFIG, epochs=1))
+    [first, _] = [text for text in caplog.messages if text.startswith("epoch=1/1 ")]
+    assert re.match(r"epoch=1/1 piece=\(0,\d\) done=1/2 examples_per_s=\d+ loss=", first)
+    assert "edges" in records(tmp_path)[0]  # as every reader of metrics.jsonl knows them
