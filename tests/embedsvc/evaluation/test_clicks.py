@@ -1,0 +1,126 @@
+"""Metrics of clicks against plain loops over pairs and rows, ties and weights included."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedsvc.evaluation import clicks
+from embedsvc.evaluation.clicks import Clicks
+from embedsvc.ranking import calibration
+
+ROW = st.tuples(
+    st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),  # few, so that there are ties
+    st.integers(0, 1),
+    st.sampled_from([0.5, 1.0, 3.0]),
+    st.integers(0, 3),
+)
+
+
+def of(rows: list[tuple[float, int, float, int]]) -> Clicks:
+    columns = [np.array(column, np.float64) for column in zip(*rows, strict=True)]
+    return Clicks(columns[0], columns[1], columns[2], columns[3].astype(np.int64))
+
+
+def pairs(rows: list[tuple[float, int, float, int]]) -> float:
+    won = total = 0.0
+    for (s, y, w, _), (t, z, v, _) in product(rows, rows):
+        if y == 1 and z == 0:
+            total += w * v
+            won += w * v * (1.0 if s > t else 0.5 if s == t else 0.0)
+    return won / total if total else float("nan")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=25))
+def test_auc_counts_pairs_and_gauc_those_of_one_user(
+    rows: list[tuple[float, int, float, int]],
+) -> None:
+    one = of(rows)
+    assert clicks.auc(one.probability, one.label, one.weight) == pytest.approx(
+        pairs(rows), nan_ok=True
+    )
+    total = weight = users = 0.0
+    for user in range(4):
+        own = [row for row in rows if row[3] == user]
+        if not math.isnan(found := pairs(own)):
+            total, weight, users = total + found * len(own), weight + len(own), users + 1
+    found, count = clicks.gauc(one)
+    assert count == users
+    assert found == pytest.approx(total / weight if users else float("nan"), nan_ok=True)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=25))
+def test_log_loss_and_calibration_are_weighted_means(
+    rows: list[tuple[float, int, float, int]],
+) -> None:
+    said = clicks.report(of(rows))
+    total = sum(row[2] for row in rows)
+    loss = 0.0
+    for p, y, w, _ in rows:
+        p = min(max(p, 1e-7), 1 - 1e-7)
+        loss -= w * (math.log(p) if y else math.log(1 - p))
+    assert said.log_loss == pytest.approx(loss / total)
+    ones = sum(w * y for _, y, w, _ in rows)
+    if ones:
+        assert said.calibration == pytest.approx(sum(w * p for p, _, w, _ in rows) / ones)
+
+
+def test_calibration_error_is_nothing_where_bins_say_what_happens() -> None:
+    rng = np.random.default_rng(0)
+    p = rng.random(200_000)
+    label = (rng.random(len(p)) < p).astype(np.float64)
+    one = np.ones(len(p))
+    assert clicks.ece(Clicks(p, label, one)) < 0.006
+    assert clicks.ece(Clicks(np.clip(p + 0.1, 0, 1), label, one)) == pytest.approx(0.095, abs=0.01)
+
+
+def test_no_rows_have_no_numbers() -> None:
+    none = np.empty(0)
+    said = clicks.report(Clicks(none, none, none, none.astype(np.int64)))
+    assert said.rows == 0 and math.isnan(said.auc) and said.gauc is None
+
+
+def test_intervals_hold_the_truth_and_know_equal_from_better() -> None:
+    rng = np.random.default_rng(1)
+    user = rng.integers(0, 300, 6000)
+    taste = rng.normal(size=300)[user]
+    label = (rng.random(6000) < 1 / (1 + np.exp(-taste))).astype(np.float64)
+    good, noise = taste + rng.normal(size=6000), rng.normal(size=6000)
+    (own, _, _), (same, worse) = clicks.paired_auc([good, good, noise], label, user)
+    assert own.low < own.value < own.high
+    assert own.value == pytest.approx(clicks.auc(good, label))
+    assert same.low == same.value == same.high == 0
+    assert worse.low > 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    a=st.floats(0.3, 3),
+    b=st.floats(-2, 2),
+    seed=st.integers(0, 50),
+    kind=st.sampled_from(["platt", "isotonic"]),
+)
+def test_calibration_finds_what_made_the_labels(a: float, b: float, seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=20_000)
+    truth = calibration.sigmoid(a * z + b)
+    label = (rng.random(len(z)) < truth).astype(np.float64)
+    label[::7] = np.nan
+    found = calibration.fit(kind, z, label, np.ones(len(z)))  # type: ignore[arg-type]
+    said = found(z)
+    assert np.abs(said - truth).mean() < 0.03
+    assert (np.diff(said[np.argsort(z)]) >= 0).all()
+    assert calibration.Calibration.from_json(found.as_json()) == found
+    if kind == "platt":
+        assert found.a == pytest.approx(a, abs=0.25)
+
+
+def test_labels_that_are_all_alike_leave_probabilities_as_they_are() -> None:
+    z = np.array([-1.0, 0.0, 2.0])
+    found = calibration.fit("isotonic", z, np.ones(3), np.ones(3))
+    np.testing.assert_allclose(found(z), 1 / (1 + np.exp(-z)))

@@ -1,0 +1,251 @@
+"""`[ranker]` from files to probabilities: what it learns, resumes, begins with and refuses."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from embedsvc.config import TrainConfig
+from embedsvc.evaluation.rankers import judge
+from embedsvc.ranking.config import RankerConfig
+from embedsvc.training import ranker
+from embedsvc.training.ranker import RankerFolders, TrainedRanker, train
+from partitions import encoded
+from partitions.errors import ConfigError, DataError
+
+ROWS = 4000
+FEATURES: dict[str, Any] = {
+    "user": {"kind": "category"},
+    "item": {"kind": "category"},
+    "tags": {"kind": "category", "list": True, "separator": "|"},
+    "age": {"kind": "number", "scale": "standard"},
+}
+
+
+def clicks(seed: int, rows: int = ROWS, users: int = 15) -> pa.Table:
+    """A click's chance follows from who and what, from their pair, and from age."""
+    rng = np.random.default_rng(seed)
+    taste = np.random.default_rng(7).normal(size=(200, 30))
+    user, item = rng.integers(0, users, rows), rng.integers(0, 30, rows)
+    age = rng.normal(40, 10, rows)
+    logit = 1.5 * taste[user, item] + 0.5 * (age - 40) / 10
+    label = (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.int8)
+    tags = ["|".join(sorted({f"t{i % 5}", f"t{i % 3}"})) for i in item]
+    return pa.table(
+        {"user": [f"u{u}" for u in user], "item": item, "tags": tags, "age": age, "label": label}
+    )
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    for seed, split in enumerate(("train", "valid", "test")):
+        pq.write_table(
+            clicks(seed, ROWS if split == "train" else 2000), tmp_path / f"{split}.parquet"
+        )
+    return tmp_path
+
+
+def config_of(data: Path, **changes: Any) -> RankerConfig:
+    files = {split: str(data / f"{split}.parquet") for split in ("train", "valid", "test")}
+    found: dict[str, Any] = {**files, "features": FEATURES, "batch_size": 64, "user": "user"}
+    found["wide"] = {"alpha": 0.3}
+    found["crosses"] = {"pair": {"of": ["user", "item"], "buckets": 5000}}
+    found["deep"] = {"dim": 8, "hidden": [16], "lr": 0.02, "row_lr": 0.1}
+    return RankerConfig.model_validate(found | changes)
+
+
+def auc_of(data: Path, config: RankerConfig, **settings: Any) -> float:
+    folders = RankerFolders(data / "run")
+    train(folders, config, TrainConfig(threads=1, **({"epochs": 4} | settings)))
+    found = judge(TrainedRanker(folders.checkpoint), config, "test")
+    return float(found["labels"]["label"]["auc"])
+
+
+def tables_in(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("tables/*"))]
+
+
+def test_the_cross_memorises_what_the_rest_cannot(data: Path) -> None:
+    found = {}
+    for name, changes in {
+        "linear": {"crosses": {}, "deep": {"enabled": False}},
+        "wide": {"deep": {"enabled": False}},
+        "joint": {},
+    }.items():
+        found[name] = auc_of(data, config_of(data, **changes))
+        (data / "run").rename(data / name)
+    assert found["linear"] < found["wide"] - 0.05
+    assert found["joint"] > 0.72
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_two_epochs_equal_one_and_one_more(data: Path, threads: int) -> None:
+    config = config_of(data)
+    whole, broken = RankerFolders(data / "whole"), RankerFolders(data / "broken")
+    train(whole, config, TrainConfig(threads=threads, epochs=2))
+    train(broken, config, TrainConfig(threads=threads, epochs=1))
+    report = train(broken, config, TrainConfig(threads=threads, epochs=2))
+    assert report.resumed and report.num_edges == ROWS
+    assert tables_in(whole.checkpoint) == tables_in(broken.checkpoint)
+    assert train(broken, config, TrainConfig(threads=threads, epochs=2)).num_edges == 0
+
+
+def test_a_stop_between_windows_loses_nothing(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (ranker, encoded):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 500)
+    monkeypatch.setattr(ranker, "WINDOW_BLOCKS", 3)
+    config = config_of(data, deep={"hidden": [8], "dropout": 0.2, "optimizer": "adam"})
+    once = TrainConfig(threads=1, epochs=2, commit_every_s=0)
+    whole, broken = RankerFolders(data / "whole"), RankerFolders(data / "broken")
+    report = train(whole, config, once)
+    assert report.num_edges == 2 * ROWS
+
+    windows = 0
+    learn = ranker._Trainer._train_window
+
+    def stops(self: Any, *args: Any) -> None:
+        nonlocal windows
+        windows += 1
+        if windows == 3:
+            raise KeyboardInterrupt
+        learn(self, *args)
+
+    monkeypatch.setattr(ranker._Trainer, "_train_window", stops)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken, config, once)
+    report = train(broken, config, once)
+    assert 0 < report.num_edges < 2 * ROWS
+    assert tables_in(whole.checkpoint) == tables_in(broken.checkpoint)
+
+
+def test_early_stopping_keeps_the_best_epoch(data: Path) -> None:
+    config = config_of(data, deep={"hidden": [64], "lr": 0.3, "row_lr": 1.0})
+    folders = RankerFolders(data / "run")
+    settings = TrainConfig.model_validate(
+        {"threads": 1, "epochs": 30, "early_stopping": {"patience": 2}}
+    )
+    report = train(folders, config, settings)
+    assert report.stopped_early and report.best_epoch is not None and report.best_epoch < 28
+    assert judge(TrainedRanker(folders.checkpoint), config, "valid")["labels"]["label"]["auc"] > 0.6
+
+
+def test_a_warm_start_knows_what_was_learnt_and_takes_new_values(data: Path) -> None:
+    before = config_of(data, test=str(data / "test.parquet"))
+    first = RankerFolders(data / "run")
+    train(first, before, TrainConfig(threads=1, epochs=4))
+    old = TrainedRanker(first.checkpoint)
+    pq.write_table(clicks(9, 300, users=25), data / "train.parquet")  # 10 users are new
+    after = config_of(data, start_from=str(first.checkpoint))
+    second = RankerFolders(data / "second")
+    train(second, after, TrainConfig(threads=1, epochs=1))
+    new = TrainedRanker(second.checkpoint)
+    sizes = [t.features.layout.slots[0].size for t in (old, new)]
+    assert sizes[1] > sizes[0]
+    warm = judge(new, before, "test")["labels"]["label"]["auc"]
+    (data / "second").rename(data / "warm")
+    train(second, after.model_copy(update={"start_from": None}), TrainConfig(threads=1, epochs=1))
+    cold = judge(TrainedRanker(second.checkpoint), before, "test")["labels"]["label"]["auc"]
+    assert warm > cold + 0.05
+
+
+def test_text_files_are_read_as_parquet_is(data: Path) -> None:
+    table = pq.read_table(data / "train.parquet")
+    with (data / "train.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(table.schema.names)
+        writer.writerows(zip(*table.to_pydict().values(), strict=True))
+    found = []
+    for ending in ("parquet", "csv"):
+        features = FEATURES | {"item": {"kind": "category", "type": "text"}}
+        config = config_of(data, train=str(data / f"train.{ending}"), features=features)
+        folders = RankerFolders(data / ending)
+        train(folders, config, TrainConfig(threads=1, epochs=1))
+        found.append(tables_in(folders.checkpoint))
+    assert found[0] == found[1]
+
+
+def test_tasks_share_the_body_and_may_be_unknown(data: Path) -> None:
+    for split in ("train", "valid", "test"):
+        table = pq.read_table(data / f"{split}.parquet")
+        like = np.array(table["label"].to_numpy(), np.float64)
+        like[::3] = np.nan
+        pq.write_table(table.append_column("like", pa.array(like)), data / f"{split}.parquet")
+    config = config_of(data, labels=["label", "like"])
+    folders = RankerFolders(data / "run")
+    train(folders, config, TrainConfig(threads=1, epochs=4))
+    found = judge(TrainedRanker(folders.checkpoint), config, "test")["labels"]
+    assert found["like"]["rows"] < found["label"]["rows"] == 2000
+    assert min(found["like"]["auc"], found["label"]["auc"]) > 0.7
+
+
+@pytest.mark.parametrize("kind", ["none", "platt", "isotonic"])
+def test_balanced_training_says_true_probabilities(data: Path, kind: str) -> None:
+    for split in ("train", "valid", "test"):
+        table = pq.read_table(data / f"{split}.parquet")
+        rare = np.flatnonzero(table["label"].to_numpy())[::6]
+        rest = np.flatnonzero(table["label"].to_numpy() == 0)
+        kept = np.random.default_rng(0).permutation(np.concatenate([rare, rest]))
+        pq.write_table(table.take(kept), data / f"{split}.parquet")
+    config = config_of(data, positive_weight="balanced", calibration=kind)
+    folders = RankerFolders(data / "run")
+    train(folders, config, TrainConfig(threads=1, epochs=2))
+    trained = TrainedRanker(folders.checkpoint)
+    assert trained.positive_weight[0] > 4
+    found = judge(trained, config, "test")["labels"]["label"]
+    assert found["calibration"] == pytest.approx(1, abs=0.35 if kind == "none" else 0.2)
+    assert found["ece"] < 0.1
+
+
+def test_what_is_wrong_with_rows_is_one_sentence_with_file_and_row(data: Path) -> None:
+    def fails(sentence: str, **changes: Any) -> None:
+        with pytest.raises((DataError, ConfigError), match=sentence):
+            train(RankerFolders(data / "run"), config_of(data, **changes), TrainConfig(epochs=1))
+
+    table = pq.read_table(data / "train.parquet")
+    labels = table["label"].to_numpy().copy()
+    labels[17] = 2
+    odd = data / "odd.parquet"
+    pq.write_table(table.set_column(4, "label", pa.array(labels)), odd)
+    fails(
+        r"odd\.parquet: label label, row 18: found 2\.0, expected 0, 1 or nothing", train=str(odd)
+    )
+    fails("column.*lable|lable.*column", labels=["lable"])
+    fails("no column", features=FEATURES | {"who": {"kind": "category"}})
+    pq.write_table(table.slice(0, 0), odd)
+    fails("no rows", train=str(odd))
+    fails("missing|no file|match", train=str(data / "none.parquet"))
+    fails("no checkpoint", start_from=str(data / "nowhere"))
+    odd.write_bytes(b"PAR1 cut")
+    fails("odd.parquet", train=str(odd))
+
+
+def test_a_checkpoint_goes_on_with_its_own_settings_and_rows_only(data: Path) -> None:
+    folders = RankerFolders(data / "run")
+    train(folders, config_of(data), TrainConfig(threads=1, epochs=1))
+    with pytest.raises(ConfigError, match="batch_size = 64, now it is 128"):
+        train(folders, config_of(data, batch_size=128), TrainConfig(threads=1, epochs=2))
+    pq.write_table(clicks(5), data / "train.parquet")
+    with pytest.raises(ConfigError, match="other rows"):
+        train(folders, config_of(data), TrainConfig(threads=1, epochs=2))
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        ({"wide": {"features": ["usr"]}}, "no feature usr. Did you mean user"),
+        ({"deep": {"towers": [["user"], ["user"]]}}, "both sides"),
+        ({"wide": {"enabled": False}, "deep": {"enabled": False}}, "nothing is left to learn"),
+        ({"calibration": "platt", "valid": []}, "set valid"),
+        ({"labels": []}, "labels are names"),
+        ({"features": {}, "crosses": {}}, "features are missing"),
+    ],
+)
+def test_settings_that_make_no_model_are_refused(
+    data: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        config_of(data, **changes)
