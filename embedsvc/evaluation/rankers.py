@@ -13,7 +13,7 @@ from embedsvc.evaluation.clicks import Clicks
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import examples
 from embedsvc.training.ranker import TrainedRanker
-from partitions.features.columns import TEXT, Where, column_of
+from partitions.features.columns import Where, column_of
 
 _BASELINE = "share of ones"  # said of every row
 
@@ -35,7 +35,7 @@ def judge(
         labels.append(part.labels)
         weights.append(part.weight)
         if config.user is not None:
-            users.append(column_of(part.rows, config.user, TEXT, Where(config.user)))
+            users.append(column_of(part.rows, config.user, Where(config.user)))
         progress(part.rows.num_rows)
     probability, weight = np.concatenate(said), np.concatenate(weights).astype(np.float64)
     label = np.concatenate(labels).astype(np.float64)

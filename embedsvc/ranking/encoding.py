@@ -170,7 +170,7 @@ def _weight(batch: pa.RecordBatch, name: str) -> Floats:
 
 def _numbers(batch: pa.RecordBatch, name: str) -> Floats:
     """float32 [n], NaN where nothing is."""
-    column = columns.column_of(batch, name, pa.float64(), Where(name))
+    column = columns.column_of(batch, name, Where(name))
     assert column is not None  # `rows` has all that were asked for
     return columns.as_numbers(column, Where(name)).astype(np.float32)
 
