@@ -94,4 +94,10 @@ def binary(matrix: sp.spmatrix) -> sp.csr_matrix:
     return rows
 
 
-from embedsvc.ranking.recommenders import als, linear, neighbours, popular, spectral  # noqa: E402, F401
+from embedsvc.ranking.recommenders import als as als  # noqa: E402  (they register themselves)
+from embedsvc.ranking.recommenders import blend as blend  # noqa: E402
+from embedsvc.ranking.recommenders import linear as linear  # noqa: E402
+from embedsvc.ranking.recommenders import neighbours as neighbours  # noqa: E402
+from embedsvc.ranking.recommenders import popular as popular  # noqa: E402
+from embedsvc.ranking.recommenders import propagation as propagation  # noqa: E402
+from embedsvc.ranking.recommenders import spectral as spectral  # noqa: E402
