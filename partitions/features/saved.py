@@ -10,8 +10,10 @@
                      the column of its type, the others null: `texts`, `integers`, `doubles`,
                      `floats`
 
-The digest of features.json covers the other's sha256, so it is the digest of both. Vectors and
-vocabularies are memory-mapped when read: servers on one machine share them.
+The digest of features.json covers the other's sha256, so it is the digest of both. Each file takes
+its place whole; who is killed between the two, in a folder that had features before, leaves a pair
+that is refused. Vectors and vocabularies are memory-mapped when read: servers on one machine share
+them.
 """
 
 import hashlib
