@@ -37,6 +37,7 @@ TYPES = {
     "more": pa.large_list(pa.large_string()),
 }
 Rows = list[dict[str, Any]]
+SCALES = ("quantile", "log", "standard", "raw")
 ALL = {
     "features": {
         "id": {"kind": "category"},
@@ -96,21 +97,69 @@ def assert_same(a: Encoded, b: Encoded) -> None:
         np.testing.assert_array_equal(offsets, places)
 
 
-@given(st.lists(ROW, min_size=1, max_size=12), st.lists(ROW, max_size=12), st.integers(1, 5))
-@settings(max_examples=30)
+DEFAULTS = {"id": [5, "6"], "word": ["z", 7], "tags": ["a", ["q", "a"]], "age": [1.5], "ts": [0]}
+
+
+@st.composite
+def spec_of(draw: st.DrawFn, column: str) -> dict[str, Any]:
+    if column == "age":
+        spec: dict[str, Any] = {"kind": "number", "scale": draw(st.sampled_from(SCALES))}
+        spec |= {
+            "quantiles": draw(st.integers(2, 9)),
+            "buckets": draw(st.none() | st.integers(2, 6)),
+        }
+    elif column == "ts":
+        parts = st.sampled_from(["hour", "weekday", "day", "month"])
+        spec = {"kind": "time", "part": draw(parts)}
+    else:
+        spec = {"kind": "category", "min_count": draw(st.integers(1, 3))}
+        if draw(st.booleans()):
+            spec = {"kind": "hash", "buckets": draw(st.sampled_from([2, 10, 2**31 - 1]))}
+        spec["list"] = column in ("tags", "more")
+    choices = [None, *DEFAULTS.get(column, [])]
+    return spec | {"default": draw(st.sampled_from(choices))}
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> FeaturesConfig:
+    """Any schema over the columns of ROW."""
+    columns = draw(st.lists(st.sampled_from(sorted(TYPES)), min_size=1, unique=True))
+    found = config(features={column: draw(spec_of(column)) for column in columns})
+    crossable = [name for name, spec in found.features.items() if spec.has_ids]
+    crosses = {}
+    for n in range(draw(st.integers(0, 2)) if len(crossable) > 1 else 0):
+        of = draw(st.lists(st.sampled_from(crossable), min_size=2, max_size=4, unique=True))
+        crosses[f"cross{n}"] = {"of": of, "buckets": draw(st.integers(1, 1000))}
+    return config(features=found.model_dump()["features"], crosses=crosses)
+
+
+@given(
+    table=tables() | st.just(FeaturesConfig.model_validate(ALL)),
+    seen=st.lists(ROW, min_size=1, max_size=12),
+    new=st.lists(ROW, max_size=12),
+    size=st.integers(1, 5),
+)
+@settings(max_examples=60)
 def test_training_a_load_and_serving_encode_alike(
-    tmp_path_factory: pytest.TempPathFactory, seen: Rows, new: Rows, size: int
+    tmp_path_factory: pytest.TempPathFactory,
+    table: FeaturesConfig,
+    seen: Rows,
+    new: Rows,
+    size: int,
 ) -> None:
     batches = [batch(seen[at : at + size]) for at in range(0, len(seen), size)]
-    features = Features.fit(config(**ALL), batches)
+    features = Features.fit(table, batches)
     folder = tmp_path_factory.mktemp("features")
     features.save(folder)
     loaded = Features.load(folder)
     assert loaded.layout == features.layout and loaded.config == features.config
-    assert loaded.digest == features.digest == Features.fit(config(**ALL), batches).digest
+    assert loaded.digest == features.digest == Features.fit(table, batches).digest
     rows = seen + new
     whole = features.encode(batch(rows))
-    assert len(whole) == len(rows)
+    assert len(whole) == len(rows) and np.isfinite(whole.dense).all()
+    for slot in features.layout.slots:
+        given_ids = whole.bags[slot.column][0] if slot.bag else whole.single[:, slot.column]
+        assert ((given_ids >= 0) & (given_ids < slot.size)).all()
     assert_same(whole, loaded.encode(batch(rows)))
     assert_same(whole, loaded.encode(lists(rows)))
     assert_same(whole, loaded.encode(pa.Table.from_batches([batch(seen), batch(new)])))
@@ -193,9 +242,6 @@ def test_dense_numbers_are_finite_whatever_came(
     scales = {name: {"kind": "number", "column": "x", "scale": name} for name in SCALES}
     features = Features.fit(config(features=scales), [{"x": seen}])
     assert np.isfinite(features.encode({"x": [*seen, *new]}).dense).all()
-
-
-SCALES = ("quantile", "log", "standard", "raw")
 
 
 @given(st.integers(-(10**11), 10**11))
