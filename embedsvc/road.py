@@ -236,12 +236,13 @@ class Road:
         settings = config.model_dump(mode="json")
         for name in (EVALUATION, EVALUATION_OF_SOME) if if_needed else ():
             found = self._metrics_of(trained.digest, name)
-            if found.get("settings") == settings:
+            if found.get("settings") == settings and found.get("graph") == trained.graph.digest:
                 self._say(f"eval: {self.folders.checkpoint / name} is up to date")
                 return found
         start = time.perf_counter()
         result: dict[str, Any] = {
             "checkpoint": trained.digest,
+            "graph": trained.graph.digest,
             "settings": settings,
             "split": config.split,
         }

@@ -237,7 +237,7 @@ def _add(out, other):  # type: ignore[no-untyped-def]
             out[i, d] += other[i, d]
 
 
-@_jit
+@jit(inline="always", **LOOSE_SUMS)
 def update_row(table, update, row, grad, slopes):  # type: ignore[no-untyped-def]
     """One row by its gradient; its bias, whose gradient is the slopes' sum, counts as a column.
 

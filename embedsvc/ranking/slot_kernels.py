@@ -17,9 +17,10 @@ from partitions.hashing import GOLDEN, mix
 _AHEAD = 12  # rows to fetch before their turn
 
 _jit = jit(**LOOSE_SUMS)
+_inline = jit(inline="always", **LOOSE_SUMS)
 
 
-@_jit
+@_inline
 def weight_of(z, n, ftrl):  # type: ignore[no-untyped-def]
     """The weight that FTRL-proximal keeps as (z, n): McMahan et al. 2013, algorithm 1."""
     if abs(z) <= ftrl.l1:
@@ -28,7 +29,7 @@ def weight_of(z, n, ftrl):  # type: ignore[no-untyped-def]
     return np.float32(-slack / ((ftrl.beta + np.sqrt(n)) / ftrl.alpha + ftrl.l2))
 
 
-@_jit
+@_inline
 def learn_weight(wide, grad, ftrl):  # type: ignore[no-untyped-def]
     """wide: [2], z and n of one coordinate, mutated by its gradient; the same algorithm."""
     before = wide[1]
@@ -38,7 +39,7 @@ def learn_weight(wide, grad, ftrl):  # type: ignore[no-untyped-def]
     wide[1] = after
 
 
-@_jit
+@_inline
 def _first(noise, row, d):  # type: ignore[no-untyped-def]
     """Evenly from -scale to scale. noise: (seed, scale)."""
     bits = mix(noise[0] ^ mix(np.uint64(row) * np.uint64(GOLDEN) + np.uint64(d)))
@@ -60,25 +61,26 @@ def look_up(  # type: ignore[no-untyped-def]
     dim, tasks, end = values.shape[1], wide.shape[1], offsets[-1]
     for b in range(offsets.size - 1):
         first, last = offsets[b], offsets[b + 1]
-        for d in range(dim):
-            out[b, at + d] = 0
-        for t in range(tasks):
-            logit[b, t] = 0
+        mean = out[b, at : at + dim]
+        mean[:] = 0
+        logit[b] = 0
         for place in range(first, last):
             if place + _AHEAD < end:
                 _fetch(values, wide, ids[place + _AHEAD, column])
             row = ids[place, column]
-            if dim:
-                share = np.float32(1) / np.float32(last - first)
+            if dim and values[row, 0] == 0 and noise[1] > 0:
+                for d in range(dim):
+                    mean[d] += _first(noise, row, d)
+            elif dim:
                 line = values[row]
-                if line[0] == 0 and noise[1] > 0:
-                    for d in range(dim):
-                        out[b, at + d] += share * _first(noise, row, d)
-                else:
-                    for d in range(dim):
-                        out[b, at + d] += share * line[d]
+                for d in range(dim):
+                    mean[d] += line[d]
             for t in range(tasks):
                 logit[b, t] += weight_of(wide[row, t, 0], wide[row, t, 1], ftrl)
+        if last > first + 1:
+            share = np.float32(1) / np.float32(last - first)
+            for d in range(dim):
+                mean[d] *= share
 
 
 @_jit
@@ -143,7 +145,7 @@ def _number(ids, column, slots):  # type: ignore[no-untyped-def]
     return distinct[:count], number
 
 
-@_jit
+@_inline
 def _fetch(values, wide, row):  # type: ignore[no-untyped-def]
     """Ask for a row's cache lines, and go on."""
     dim, tasks = values.shape[1], wide.shape[1]

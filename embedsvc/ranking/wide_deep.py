@@ -130,10 +130,12 @@ class WideDeep(nn.Module):
         for table in self.slots.tables:
             if table.slot.name in features:
                 found += range(table.at, table.at + table.dim)
-        for at, column in enumerate(self._deep_dense):
-            if self.layout.dense[column].split(".")[0] in features:
-                found.append(self.slots.width + at)
-        return found
+        dense = self.layout.dense_of(features)
+        return found + [
+            self.slots.width + at
+            for at, column in enumerate(self._deep_dense)
+            if self.layout.dense[column] in dense
+        ]
 
     def forward(self, batch: Encoded) -> Tensor:
         """Logits, float32 [B, T]."""

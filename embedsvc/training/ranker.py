@@ -124,7 +124,7 @@ def model_of(
         ftrl = Ftrl(config.wide.alpha, config.wide.beta, config.wide.l1, config.wide.l2)
         wide = Wide(
             frozenset(n for n in names if chosen is None or n in chosen),
-            _dense(layout, chosen),
+            layout.dense_of(chosen),
             ftrl,
         )
     if config.deep.enabled:
@@ -153,7 +153,7 @@ def _deep(layout: Layout, config: RankerConfig) -> Deep:
         embedded = [name for name in embedded if name in towers[0] | towers[1]]
     return Deep(
         {name: deep.dims.get(name, deep.dim) for name in embedded},
-        _dense(layout, chosen),
+        layout.dense_of(chosen),
         tuple(deep.hidden),
         deep.dropout,
         deep.optimizer,
@@ -164,11 +164,6 @@ def _deep(layout: Layout, config: RankerConfig) -> Deep:
         deep.init_scale,
         towers,
     )
-
-
-def _dense(layout: Layout, chosen: list[str] | None) -> list[str]:
-    """Dense columns of the chosen features; of all, where None are."""
-    return [name for name in layout.dense if chosen is None or name.split(".")[0] in chosen]
 
 
 def settings_of(config: RankerConfig, train: TrainConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ bags[b]        (values, offsets): the ids of row r are values[offsets[r] : offse
 dense[:, d]    numbers, named by layout.dense
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,11 @@ class Layout:
     slots: tuple[Slot, ...]
     dense: tuple[str, ...]
     crosses: frozenset[str]  # names of the slots that are crosses
+
+    def dense_of(self, features: Collection[str] | None) -> list[str]:
+        """The dense columns of these features, of all where None: `age`, `age:missing`, `taste:0`
+        are of age and taste."""
+        return [name for name in self.dense if features is None or name.split(":")[0] in features]
 
     @property
     def num_single(self) -> int:

@@ -12,7 +12,7 @@ from partitions.errors import ConfigError, DataError
 from partitions.features import Encoded, Layout, Slot
 
 SLOTS = (Slot("user", 30, False, 0), Slot("tags", 7, True, 0), Slot("both", 40, False, 1))
-LAYOUT = Layout(SLOTS, ("age", "age.missing", "taste.0"), frozenset({"both"}))
+LAYOUT = Layout(SLOTS, ("age", "age:missing", "taste:0"), frozenset({"both"}))
 EVERY = frozenset(slot.name for slot in SLOTS)
 WIDE = Wide(EVERY, LAYOUT.dense, Ftrl(0.3, 1.0, 0.05, 0.1))
 DEEP = Deep({"user": 4, "tags": 4}, LAYOUT.dense, (8, 5), lr=0.1, row_lr=0.3, init_scale=0.3)
@@ -131,7 +131,7 @@ def test_each_part_learns_alone_and_with_the_other(wide: Wide | None, deep: Deep
 
 def test_two_towers_see_their_own_side_only() -> None:
     sides = frozenset({"user"}), frozenset({"tags", "taste"})
-    deep = Deep(DEEP.dims, ("taste.0",), (8, 5), towers=sides)
+    deep = Deep(DEEP.dims, ("taste:0",), (8, 5), towers=sides)
     model = WideDeep(LAYOUT, None, deep)
     assert isinstance(model.body, Towers)
     batch, (labels, weight) = batch_of(0), labels_of(0)
