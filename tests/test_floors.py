@@ -16,9 +16,9 @@ ROOT = Path(__file__).parent.parent
 OUTSIDE = {"scripts", "tests"}
 FORBIDDEN = {
     "partitions": OUTSIDE
-    | {"embedsvc", "serving", "torch", "faiss", "redis", "grpc", "onnxruntime"},
+    | {"embedsvc", "serving", "torch", "faiss", "redis", "grpc", "onnx", "onnxruntime"},
     "embedsvc": OUTSIDE | {"serving"},
-    "serving": OUTSIDE | {"embedsvc", "torch", "numba"},
+    "serving": OUTSIDE | {"embedsvc", "torch", "numba", "onnx"},
 }
 
 
