@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--retrieved", type=int, default=12)
     step.add_argument("--train-probes", type=int)
     step.add_argument("--samples", type=int, default=1024)
+    step.add_argument("--hard-rows", type=int, help="of a cell that a step of partition looks at")
     step.add_argument("--products", choices=["float32", "bfloat16"], default="float32")
     parity = parser.add_argument_group("parity")
     parity.add_argument("--parity-classes", type=int, default=100_000)
@@ -107,6 +108,8 @@ def _own_step(a: argparse.Namespace, method: str, batch: int, generator: Generat
     if method != "full":
         settings |= {"head": a.step_head, "train_probes": a.train_probes, "retrieved": a.retrieved}
         settings |= {"samples": a.samples, "auto_rebuild": False}
+        if a.hard_rows and method == "partition":
+            settings["retriever"] = {"name": "partition", "hard_rows": a.hard_rows}
     _load_kernels(method, a.dim, batch, settings)
     layer = layer_of(method, a.dim, a.classes, **settings)
     layer.optimizer_state.zero_()  # in memory, as is the weight
