@@ -79,14 +79,6 @@ class SlotTable:
     def dim(self) -> int:
         return int(self.values.shape[1])
 
-    @property
-    def touched(self) -> NDArray[np.bool_]:
-        """Of each id, whether training has met it."""
-        found = np.zeros(len(self.values), np.bool_)
-        for part in (self.state, self.wide[:, :, 1]):
-            found |= np.any(part != 0, axis=1)
-        return found
-
 
 class SlotTables:
     """The tables of all slots.

@@ -24,6 +24,7 @@ from partitions.durable import FileEntry
 from partitions.schema import Slot
 
 _WIDE = ".wide"
+_BLOCK = 1 << 16  # rows looked at together
 
 
 def write_tables(
@@ -33,13 +34,23 @@ def write_tables(
     entries = {}
     for table in model.slots.tables:
         for name, vectors, state, kind in _parts(table, optimizer):
-            touched = np.any(vectors != 0, axis=1) | np.any(state != 0, axis=1)
-            # An optimizer that keeps nothing doesn't say which rows it touched: they count as such.
-            kept = state if state.shape[1] else np.ones((len(vectors), 1), np.float32)
+            touched = _touched(vectors, state)
+            # A stored row's state is not all 0; an optimizer that keeps nothing has none to store.
+            kept: Floats = np.broadcast_to(np.float32(1), len(vectors))
+            if state.shape[1]:
+                kept = state[:, 0] if state.shape[1] == 1 else state
             slot = Slot(name, 0)
-            flat = kept[:, 0] if kept.shape[1] == 1 else kept
-            entries[slot] = checkpoint.write_rows(slot, token, vectors, flat, touched, kind)
+            entries[slot] = checkpoint.write_rows(slot, token, vectors, kept, touched, kind)
     return entries
+
+
+def _touched(vectors: Floats, state: Floats) -> NDArray[np.bool_]:
+    """Of each row, whether training has met it; a byte a row, and no more."""
+    found = np.zeros(len(vectors), np.bool_)
+    for first in range(0, len(vectors), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        found[block] = (state if state.shape[1] else vectors)[block].any(axis=1)
+    return found
 
 
 def read_tables(

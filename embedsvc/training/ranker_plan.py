@@ -9,7 +9,7 @@ from partitions.errors import ConfigError
 from partitions.features import Slot
 from partitions.memory import available_bytes
 
-_PROCESS_BYTES = 420_000_000  # interpreter, libraries and compiled kernels, as measured
+_PROCESS_BYTES = 560_000_000  # interpreter, libraries and compiled kernels, as measured
 _COPIES = 3  # of a window: as read, end to end, and shuffled
 
 
@@ -20,18 +20,19 @@ class RankerPlan:
     tables: int  # of which pages are taken where ids were met
     window: int
     batch: int
+    commit: int  # which ids were met
     process: int = _PROCESS_BYTES
 
     @property
     def total(self) -> int:
-        return self.tables + self.window + self.batch + self.process
+        return self.tables + self.window + self.batch + self.commit + self.process
 
     def __str__(self) -> str:
         mb = {name: value / 1e6 for name, value in vars(self).items()}
         return (
             f"memory plan: at most {self.total / 1e6:,.0f} MB (tables {mb['tables']:,.0f}, taken "
             f"as ids are met, window of rows {mb['window']:,.0f}, batch {mb['batch']:,.0f}, "
-            f"process {mb['process']:,.0f})"
+            f"commit {mb['commit']:,.0f}, process {mb['process']:,.0f})"
         )
 
     def check(self, memory_mb: int | None) -> None:
@@ -42,6 +43,7 @@ class RankerPlan:
         remedies = {
             "tables": ("tables", "a larger min_count, fewer buckets, a smaller ranker.deep.dim"),
             "window": ("rows that are shuffled", "fewer features"),
+            "commit": ("commits", "a larger min_count, fewer buckets"),
             "batch": ("work on a batch", "a smaller ranker.batch_size"),
         }
         largest = max(remedies, key=lambda part: int(getattr(self, part)))
@@ -63,7 +65,10 @@ def plan_ranker(encoding: Encoding, config: RankerConfig, window_rows: int) -> R
     # Inputs and their gradients, units before and after ReLU and their gradients.
     batch = config.batch_size * 4 * (4 * width + 4 * hidden + 4 * tasks + 2 * len(layout.slots))
     rows = min(window_rows, encoding.num_rows)
-    return RankerPlan(tables, int(_COPIES * rows * encoding.bytes_a_row), batch)
+    # A byte an id of the largest slot, and the numbers of those that were met.
+    largest = max((slot.size for slot in layout.slots), default=0)
+    commit = largest + 8 * min(largest, encoding.num_rows)
+    return RankerPlan(tables, int(_COPIES * rows * encoding.bytes_a_row), batch, commit)
 
 
 def _dim(config: RankerConfig, crosses: frozenset[str], slot: Slot) -> int:

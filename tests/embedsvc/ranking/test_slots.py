@@ -167,7 +167,7 @@ def test_threads_change_no_bit() -> None:
     assert found[0] == found[1] == found[2]
 
 
-def test_untouched_rows_are_known_and_take_no_memory() -> None:
+def test_only_the_ids_of_a_batch_are_written_to() -> None:
     wide = SlotTables(
         (Slot("id", 30_000_000, False, 0),),
         {},
@@ -181,7 +181,7 @@ def test_untouched_rows_are_known_and_take_no_memory() -> None:
     )
     batch = Encoded(np.array([[5], [29_999_999]], np.int32), (), np.zeros((2, 0), np.float32))
     wide.learn(batch, np.zeros((2, 0), np.float32), np.ones((2, 1), np.float32), 0.1)
-    assert np.flatnonzero(wide.tables[0].touched).tolist() == [5, 29_999_999]
+    assert np.flatnonzero(wide.tables[0].wide[:, 0, 1]).tolist() == [5, 29_999_999]
 
 
 @pytest.mark.parametrize("wrong", [Ftrl(alpha=0), Ftrl(l1=-1), Ftrl(beta=math.inf)])
