@@ -1,6 +1,8 @@
 """`[ranker]` from files to probabilities: what it learns, resumes, begins with and refuses."""
 
 import csv
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +251,27 @@ def test_settings_that_make_no_model_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         config_of(data, **changes)
+
+
+PEAK = """
+import sys
+from embedsvc.config import TrainConfig
+from embedsvc.ranking.config import RankerConfig
+from embedsvc.training.ranker import RankerFolders, train
+from partitions.memory import forget_peak, peak_bytes
+from pathlib import Path
+forget_peak()
+config = RankerConfig.model_validate_json(sys.argv[2])
+report = train(RankerFolders(Path(sys.argv[1])), config, TrainConfig(epochs=2, threads=1))
+print(peak_bytes(), report.planned_bytes)
+"""
+
+
+def test_training_takes_no_more_memory_than_the_plan_said(data: Path) -> None:
+    """In a process of its own, libraries included."""
+    config = config_of(data).model_dump_json()
+    command = [sys.executable, "-c", PEAK, str(data / "run"), config]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    peak, planned = map(int, done.stdout.split())
+    assert peak <= planned
