@@ -169,6 +169,19 @@ class WideDeep(nn.Module):
         learnt from the batch.
         """
         inputs, logit = self._inputs(batch)
+        loss, gradient, slopes = self._learn_layers(inputs, logit, label_BT, weight_B)
+        self.slots.learn(batch, gradient, slopes, self.deep.row_lr, self.deep.decay)
+        self._learn_numbers(batch.dense[:, self._wide_dense], slopes)
+        return loss
+
+    def learn_layers(self, batch: Encoded, label_BT: Floats, weight_B: Floats) -> float:
+        """The same, of the layers alone: all else stays as it is."""
+        return self._learn_layers(*self._inputs(batch), label_BT, weight_B)[0]
+
+    def _learn_layers(
+        self, inputs: Tensor, logit: Floats, label_BT: Floats, weight_B: Floats
+    ) -> tuple[float, Floats, Floats]:
+        """(mean loss, its slope by the inputs [B, W + M], the summed loss's by logits [B, T])"""
         inputs.requires_grad_()
         with torch.enable_grad():
             deep = self.body(inputs) if self.body is not None else torch.zeros(logit.shape)
@@ -177,16 +190,13 @@ class WideDeep(nn.Module):
         )
         if not np.isfinite(loss):
             raise DataError(f"The loss became {loss}.")
-        num = max(len(batch), 1)
-        slopes = slope.numpy()
+        num = max(len(label_BT), 1)
         if self.optimizer is not None:
             self.optimizer.zero_grad()
             deep.backward(slope / num)
             self.optimizer.step()
         gradient = np.empty((num, 0), np.float32) if inputs.grad is None else inputs.grad.numpy()
-        self.slots.learn(batch, gradient, slopes, self.deep.row_lr, self.deep.decay)
-        self._learn_numbers(batch.dense[:, self._wide_dense], slopes)
-        return loss / num
+        return loss / num, gradient, slope.numpy()
 
     def _learn_numbers(self, numbers: Floats, slopes: Floats) -> None:
         if len(self._wide_dense):

@@ -391,6 +391,7 @@ class TrainedRanker:
         path = folder / name
         self.config = settings_in(manifest, path, "ranker", RankerConfig)
         train = settings_in(manifest, path, "train", TrainConfig)
+        self.seed = train.seed
         self.features = Features.load(folder / FEATURES)
         arrays = self.checkpoint.read_parameters(manifest.parameters)
         self.positive_weight: Floats = arrays["positive_weight"]
@@ -423,12 +424,15 @@ class TrainedRanker:
 
     def calibrate(self, rows: EncodedFile) -> None:
         """By the validation rows; kept beside the checkpoint."""
+        self.calibration = self.calibrated_by(rows)
+        content = {"checkpoint": self.digest, "tasks": [c.as_json() for c in self.calibration]}
+        durable.write_json(self._calibration_file, content)
+
+    def calibrated_by(self, rows: EncodedFile) -> list[Calibration]:
         raw, labels, weight = predict(self.model, rows)
         logits = self.without_weight(raw)
         kind, tasks = self.config.calibration, range(len(self.config.labels))
-        self.calibration = [
+        return [
             fit(kind, logits[:, t], labels[:, t].astype(np.float64), weight.astype(np.float64))
             for t in tasks
         ]
-        content = {"checkpoint": self.digest, "tasks": [c.as_json() for c in self.calibration]}
-        durable.write_json(self._calibration_file, content)
