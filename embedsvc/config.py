@@ -3,7 +3,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
@@ -339,3 +339,18 @@ class PublishConfig(Table):
     """Newest versions kept; the live one is kept in any case."""
     golden: Annotated[int, Field(ge=0)] = 64
     """Queries, over all relations, whose exact answers are stored and checked."""
+    prune: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of a [ranker]: the share of its hidden layers' weights that are set to 0, the smallest ones;
+    unset: none."""
+    prune_epochs: Annotated[int, Field(ge=1)] = 3
+    """Epochs over the training rows in which layers are pruned and learn on."""
+    quantize: Literal["int8"] | None = None
+    """Of a [ranker]: what its layers compute in; unset: float32."""
+
+    OF_GRAPHS: ClassVar[frozenset[str]] = frozenset({"recommend", "golden"})
+    OF_RANKERS: ClassVar[frozenset[str]] = frozenset({"prune", "prune_epochs", "quantize"})
+
+    def check(self, name: str, odd: frozenset[str], model: str) -> None:
+        """ConfigError where settings of the other kind of model were given. name: the file's."""
+        if found := self.model_fields_set & odd:
+            raise ConfigError(f"{name}: [publish] {min(found)} does not apply {model}: remove it.")

@@ -3,6 +3,7 @@
 There is no graph: `train` reads rows, encodes them once and learns from them.
 """
 
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from embedsvc.config import EvalConfig, OutputConfig, TrainConfig
+from embedsvc.config import EvalConfig, OutputConfig, PublishConfig, TrainConfig
 from embedsvc.ranking.config import RankerConfig
-from partitions import durable
+from partitions import durable, published
 from partitions.config import RunConfig, Settings
-from partitions.errors import ConfigError
+from partitions.errors import ConfigError, DataError
 from partitions.memory import forget_peak, peak_bytes
 from partitions.progress import rows_bar
 
 if TYPE_CHECKING:
+    from embedsvc.publish_ranker import Variant
+    from embedsvc.training.ranker import TrainedRanker
     from embedsvc.training.trainer import TrainReport
 
 EVALUATION = "evaluation.json"
@@ -31,7 +34,8 @@ class RankerRoad:
         self.settings = settings
         self.config = settings.table("ranker", RankerConfig)
         self.train_config = settings.table("train", TrainConfig)
-        self.folders = RankerFolders(settings.table("run", RunConfig).dir / "ranker")
+        run = settings.table("run", RunConfig).dir
+        self.folders, self.published = RankerFolders(run / "ranker"), run / "published"
         self.console = Console(quiet=quiet)
         if settings.table("output", OutputConfig).kind is not None:
             raise ConfigError(f"{settings.name}: [output] and [ranker] are two models: two files.")
@@ -132,4 +136,60 @@ class RankerRoad:
         )
 
     def publish(self, *, if_needed: bool = False) -> None:
-        raise ConfigError(f"{self.settings.name}: publishing a [ranker] is not there yet.")
+        from embedsvc.publish_ranker import Rows, publish
+        from embedsvc.training.ranker import TrainedRanker
+
+        config = self.settings.table("publish", PublishConfig)
+        config.check(self.settings.name, config.OF_GRAPHS, "with [ranker]")
+        trained, start = TrainedRanker(self.folders.checkpoint), time.perf_counter()
+        evaluation, root = self._evaluation_of(trained.digest), self.published
+        settings = self.settings.resolved()
+        if if_needed and self._is_live(settings, trained, evaluation):
+            self._say(f"publish: {root} is up to date")
+            return
+        rows = Rows(self.folders.encoded, self.config)
+        manifest, variants = publish(trained, rows, root, config, settings, evaluation)
+        self._print_variants(variants)
+        size = sum(file.bytes for file in manifest.files.values())
+        self._say(
+            f"publish: {manifest.version} in {root} is live: {size / 1e6:,.1f} MB, golden rows "
+            f"agree, {time.perf_counter() - start:.1f} s"
+        )
+
+    def _evaluation_of(self, checkpoint: str) -> dict[str, Any]:
+        """Of exactly this checkpoint; empty where it was not evaluated."""
+        path = self.folders.checkpoint / EVALUATION
+        found = durable.read_json(path, "Run embedsvc eval again.") if path.exists() else {}
+        return found if found.get("checkpoint") == checkpoint else {}
+
+    def _is_live(
+        self, settings: dict[str, Any], trained: "TrainedRanker", evaluation: dict[str, Any]
+    ) -> bool:
+        """Whether the live version is whole and was made of these."""
+        from embedsvc.publish_ranker import sources_of
+
+        try:
+            live = published.open_version(self.published)
+            for path in live.manifest.files:
+                live.file(path)
+        except DataError:  # none, or a damaged one: publishing mends it
+            return False
+        config, metrics = (
+            json.loads(bytes(live.file(name))) for name in ("config.json", "metrics.json")
+        )
+        metrics.pop("variants", None)  # times differ
+        wanted = [settings, sources_of(trained, evaluation)]
+        return json.dumps([config, metrics], sort_keys=True) == json.dumps(wanted, sort_keys=True)
+
+    def _print_variants(self, variants: list["Variant"]) -> None:
+        table = Table(title="200 rows a call, one thread")
+        for column in ("", "MB", "p50 CPU ms", "p99 CPU ms", "AUC", "AUC cost"):
+            table.add_column(column, justify="left" if not column else "right")
+        for one in variants:
+            said = [
+                " ".join("" if value is None else f"{value:.4f}" for value in part.values())
+                for part in (one.auc, one.auc_cost)
+            ]
+            times = (f"{ms:.3f}" for ms in (one.p50_cpu_ms, one.p99_cpu_ms))
+            table.add_row(one.name, f"{one.bytes / 1e6:,.2f}", *times, *said)
+        self.console.print(table)

@@ -317,6 +317,7 @@ class Road:
         self._say_what_is_left_out("publish", trained)
         start = time.perf_counter()
         config = self.settings.table("publish", PublishConfig)
+        config.check(self.settings.name, config.OF_RANKERS, "without [ranker]")
         settings, metrics = self.settings.resolved(), self._metrics_of(trained.digest)
         digest = trained.graph.digest
         if if_needed and metrics and self._is_live(settings, metrics, digest):

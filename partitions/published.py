@@ -9,6 +9,9 @@
     v000003/entities/TYPE/vectors-SSS.safetensors  shard S: `vectors` float32 [rows, dim]
     v000003/entities/TYPE/NAME.faiss            FAISS index over all shards
     v000003/seen/NNNN.arrow               of relation N: `rhs`: large_list<uint32>, row = lhs id
+    v000003/ranker/...                    a ranker (partitions/ranker_files.py), where there is one
+
+A version of a ranker alone has no entity types, no relations and no golden.json.
 
 A version is immutable: it is written beside its place and renamed there. An entity's id is its row
 over the shards laid end to end, and its row in each index. Every file is also described in blobs of

@@ -101,7 +101,9 @@ def test_planted_violation_is_found(tmp_path: Path, file: str, line: str, senten
     assert violations(import_graph(tmp_path)) == [sentence]
 
 
-def test_the_service_starts_without_training_libraries() -> None:
-    code = "import serving.service, sys; print(*{'torch', 'numba', 'embedsvc'} & set(sys.modules))"
+@pytest.mark.parametrize("module", ["serving.service", "serving.ranker"])
+def test_serving_starts_without_training_libraries(module: str) -> None:
+    heavy = "{'torch', 'numba', 'embedsvc', 'onnx'}"
+    code = f"import {module}, sys; print(*{heavy} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (run.returncode, run.stdout.split()) == (0, []), run.stderr

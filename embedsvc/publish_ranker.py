@@ -1,0 +1,289 @@
+"""A trained ranker -> a published version: graph, encoders, golden rows, and what each step of
+making it smaller cost.
+
+The graph is made of the checkpoint as it is; with `prune` again of layers that learnt on with fewer
+weights; with `quantize` once more, in int8. Each is judged by the validation rows and timed on the
+rows that a request has; the last one is published.
+
+A version goes live only after the written files, read back as a server reads them, say of the
+golden rows what training's model says: to 1e-5, and in int8 as far off as it was when it was made.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from embedsvc.config import PublishConfig
+from embedsvc.evaluation.clicks import auc
+from embedsvc.ranking.config import RankerConfig
+from embedsvc.ranking.encoding import TRAIN, VALID, examples
+from embedsvc.ranking.onnx_export import export
+from embedsvc.ranking.quantization import quantized
+from embedsvc.training.pruning import prune
+from embedsvc.training.ranker import TrainedRanker
+from partitions import published, ranker_files
+from partitions.encoded import BLOCK_ROWS, EncodedFile
+from partitions.errors import DataError
+from partitions.features import Encoded
+from partitions.published import Manifest
+from partitions.ranker_files import LOGIT, PROBABILITY, RankerFiles, fed
+
+GOLDEN_ROWS, GOLDEN_OF = 1000, 1_000_000  # so many, evenly of the first so many
+TOLERANCE = 1e-5
+REQUEST_ROWS, CALLS = 200, 200
+_SCORED_ROWS = 8192  # at a time
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What one graph is worth, and what it takes. auc: by label, of the validation rows, None where
+    there are none; cpu_ms: of the one thread that computes REQUEST_ROWS encoded rows."""
+
+    name: str
+    bytes: int
+    auc: dict[str, float | None]
+    auc_cost: dict[str, float | None]  # what it lost against the graph of the checkpoint
+    p50_cpu_ms: float
+    p99_cpu_ms: float
+    zeros: float | None = None  # share of the layers' weights
+
+
+@dataclass(frozen=True)
+class Rows:
+    """encoded: the run's folder of encoded rows; config: of the run as it is set now."""
+
+    encoded: Path
+    config: RankerConfig
+
+    def open(self, split: str, trained: TrainedRanker) -> EncodedFile | None:
+        if not getattr(self.config, split):
+            return None
+        return EncodedFile(self.encoded / f"{split}.arrow", trained.features)
+
+
+def publish(
+    trained: TrainedRanker,
+    rows: Rows,
+    root: Path,
+    config: PublishConfig,
+    settings: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+) -> tuple[Manifest, list[Variant]]:
+    """Write the next version under `root`, check it, make it the live one.
+
+    Mutates `trained` where it is pruned. Raises DataError where the check fails; the live version
+    then stays as it was.
+    """
+    golden = _golden_rows(rows.config, trained)
+    metrics = sources_of(trained, evaluation)
+    graph, variants = _made(trained, rows, config, golden)
+    with published.new_version(root) as draft:
+        folder = draft.folder / ranker_files.FOLDER
+        folder.mkdir()
+        metrics |= {"variants": [asdict(variant) for variant in variants]}
+        _write(folder, trained, graph, golden, config, metrics)
+        draft.write_json("config.json", settings)
+        draft.write_json("metrics.json", metrics)
+        manifest = draft.finish(
+            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            dim=0,
+            comparator="dot",
+            graph_digest="",
+            entity_types=[],
+            relations=[],
+        )
+        _check_golden(folder)
+    published.set_current(root, manifest.version)
+    published.remove_versions(root, config.keep)
+    return manifest, variants
+
+
+def sources_of(trained: TrainedRanker, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    """What a version says of the checkpoint that it was made of."""
+    tasks = json.dumps([task.as_json() for task in trained.calibration], sort_keys=True)
+    return {
+        "checkpoint": trained.digest,
+        "evaluation": {key: value for key, value in evaluation.items() if key != "seconds"},
+        "calibration": hashlib.sha256(tasks.encode()).hexdigest(),
+    }
+
+
+# --- graphs ---------------------------------------------------------------------------------------
+
+
+def _made(
+    trained: TrainedRanker, rows: Rows, config: PublishConfig, golden: pa.RecordBatch
+) -> tuple[onnx.ModelProto, list[Variant]]:
+    """The graph to publish, and what it and those before it are worth."""
+    valid = rows.open(VALID, trained)
+    encoded = trained.features.encode(golden)
+    judge = _Judge(trained.config.labels, valid, encoded)
+    graph = _agreeing(trained, encoded)
+    variants = [judge("as trained", graph)]
+    if config.prune is not None:
+        zeros = _prune(trained, rows, valid, config)
+        graph = _agreeing(trained, encoded)
+        variants.append(judge(f"pruned {config.prune:g}", graph, zeros))
+    if config.quantize is not None:
+        graph = quantized(graph)
+        variants.append(judge(config.quantize, graph))
+    return graph, variants
+
+
+def _prune(
+    trained: TrainedRanker, rows: Rows, valid: EncodedFile | None, config: PublishConfig
+) -> float:
+    learnt = rows.open(TRAIN, trained)
+    assert learnt is not None and config.prune is not None
+    size, seed = trained.config.batch_size, trained.seed
+    zeros = prune(trained.model, learnt, config.prune, config.prune_epochs, size, seed)
+    if valid is not None:
+        trained.calibration = trained.calibrated_by(valid)
+    return zeros
+
+
+def _agreeing(trained: TrainedRanker, golden: Encoded) -> onnx.ModelProto:
+    graph = export(trained.model, trained.calibration)
+    gap = _gap(_said(_session(graph.SerializeToString()), golden), trained.probabilities(golden))
+    if not gap <= TOLERANCE:
+        raise DataError(
+            f"The exported ranker is off by {gap:.3g} from the model of training: it is not "
+            "published. Report this with the config."
+        )
+    return graph
+
+
+class _Judge:
+    def __init__(self, labels: list[str], valid: EncodedFile | None, request: Encoded) -> None:
+        self._labels, self._valid = labels, valid
+        places = np.arange(REQUEST_ROWS) % max(len(request), 1)
+        self._request = fed(request.take(places))
+        self._first: dict[str, float | None] | None = None
+
+    def __call__(self, name: str, graph: onnx.ModelProto, zeros: float | None = None) -> Variant:
+        content = graph.SerializeToString()
+        session = _session(content)
+        found = self._auc(session)
+        first = self._first = self._first or found
+        cost = {
+            label: None if now is None or (was := first[label]) is None else was - now
+            for label, now in found.items()
+        }
+        p50, p99 = self._ms(session)
+        return Variant(name, len(content), found, cost, p50, p99, zeros)
+
+    def _auc(self, session: onnxruntime.InferenceSession) -> dict[str, float | None]:
+        if self._valid is None:
+            return dict.fromkeys(self._labels)
+        logits, labels = [], []
+        for batch, part in _pieces(self._valid):
+            logits.append(session.run([LOGIT], fed(batch))[0])
+            labels.append(part)
+        said, right = (np.concatenate(parts).astype(np.float64) for parts in (logits, labels))
+        found: dict[str, float | None] = {}
+        for task, name in enumerate(self._labels):
+            known = ~np.isnan(right[:, task])
+            value = auc(said[known, task], right[known, task])
+            found[name] = None if np.isnan(value) else float(value)
+        return found
+
+    def _ms(self, session: onnxruntime.InferenceSession) -> tuple[float, float]:
+        taken = []
+        for _ in range(CALLS + CALLS // 10):
+            start = time.thread_time()  # what else the machine does is none of the graph's cost
+            session.run([PROBABILITY], self._request)
+            taken.append(1000 * (time.thread_time() - start))
+        p50, p99 = np.percentile(taken[CALLS // 10 :], [50, 99])
+        return round(float(p50), 4), round(float(p99), 4)
+
+
+def _pieces(rows: EncodedFile) -> Iterator[tuple[Encoded, NDArray[np.float32]]]:
+    for at in range(0, len(rows), BLOCK_ROWS):
+        block = rows.read(at, min(at + BLOCK_ROWS, len(rows)))
+        for first in range(0, len(block.weight), _SCORED_ROWS):
+            piece = block.slice(first, min(first + _SCORED_ROWS, len(block.weight)))
+            yield piece.rows, piece.labels
+
+
+def _session(graph: bytes | str) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _said(session: onnxruntime.InferenceSession, rows: Encoded) -> Floats:
+    return np.asarray(session.run([PROBABILITY], fed(rows))[0], np.float64)
+
+
+def _gap(found: Floats, right: Floats) -> float:
+    return float(np.abs(found - right).max(initial=0.0))
+
+
+# --- files ----------------------------------------------------------------------------------------
+
+
+def _golden_rows(config: RankerConfig, trained: TrainedRanker) -> pa.RecordBatch:
+    """Raw rows of the validation split, or else of what was learnt from: what features read."""
+    features = trained.config.features
+    wanted = sorted({spec.column or name for name, spec in features.items()})
+    held, count = [], 0
+    for part in examples(config, VALID if config.valid else TRAIN):
+        held.append(part.rows.select(wanted).replace_schema_metadata(None))
+        count += part.rows.num_rows
+        if count >= GOLDEN_OF:
+            break
+    # Files of one split may differ in types: what a batch can't join, it can't be golden with.
+    same = [batch for batch in held if batch.schema.equals(held[0].schema)]
+    table = pa.Table.from_batches(same)
+    places = np.unique(np.linspace(0, len(table) - 1, min(GOLDEN_ROWS, len(table))).astype(int))
+    return table.take(pa.array(places)).combine_chunks().to_batches()[0]
+
+
+def _write(
+    folder: Path,
+    trained: TrainedRanker,
+    graph: onnx.ModelProto,
+    golden: pa.RecordBatch,
+    config: PublishConfig,
+    metrics: Mapping[str, Any],
+) -> None:
+    content = graph.SerializeToString()
+    (folder / ranker_files.MODEL).write_bytes(content)
+    trained.features.save(folder)
+    encoded = trained.features.encode(golden)
+    right = trained.probabilities(encoded)
+    ranker_files.write_golden(folder, golden, right)
+    ranker_files.finish(
+        folder,
+        labels=trained.config.labels,
+        inputs=ranker_files.inputs_of(trained.features.layout),
+        features_digest=trained.features.digest,
+        options=config.model_dump(include={"prune", "prune_epochs", "quantize"}),
+        metrics=metrics,
+        golden_gap=_gap(_said(_session(content), encoded), right),
+    )
+
+
+def _check_golden(folder: Path) -> None:
+    """Ask the written files what golden.arrow asks, from raw rows on."""
+    files = RankerFiles(folder)
+    rows, right = files.golden()
+    gap = _gap(_said(_session(str(files.model)), files.features.encode(rows)), right)
+    if not gap <= max(TOLERANCE, files.about.golden_gap):
+        raise DataError(
+            f"The golden rows are answered off by {gap:.3g} from the written version: it is not "
+            "published. Report this with the config."
+        )

@@ -1,0 +1,194 @@
+"""A published ranker says what training's model says, or it does not go live."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from embedsvc import publish_ranker
+from embedsvc.config import PublishConfig
+from embedsvc.training.ranker import TrainedRanker
+from partitions import published
+from partitions.errors import ConfigError, DataError
+from partitions.ranker_files import RankerFiles
+from serving.ranker import Ranker
+from tests.toy_ranker import clicks, road, write_rows
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("learnt")
+    write_rows(folder)
+    road(folder).train()
+    return folder
+
+
+@pytest.fixture
+def folder(learnt: Path, tmp_path: Path) -> Path:
+    """Its own run, of the rows that all share."""
+    shutil.copytree(learnt / "run", tmp_path / "run")
+    for path in learnt.glob("*.parquet"):
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def publish(folder: Path, **settings: Any) -> Path:
+    """The live version's folder of the ranker. Its training rows lie where they were learnt."""
+    made = road(folder, **settings)
+    made.publish()
+    return made.published / published.current(made.published) / "ranker"
+
+
+def weights(ranker: Path) -> dict[str, np.ndarray]:
+    graph = onnx.load(ranker / "ranker.onnx").graph
+    return {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+
+
+def variants(ranker: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads((ranker.parent / "metrics.json").read_text())[
+        "variants"
+    ]
+    assert RankerFiles(ranker).about.metrics["variants"] == found
+    return found
+
+
+def test_what_is_served_is_what_was_trained(folder: Path) -> None:
+    ranker = publish(folder)
+    trained = TrainedRanker(folder / "run/ranker/checkpoint")
+    served, rows = Ranker.open(ranker), clicks(9, 1000)
+    right = trained.probabilities(trained.features.encode(rows))
+    assert np.abs(served.score(rows) - right).max() < 1e-5
+    golden, said = served.files.golden()
+    assert len(golden) == 1000 and golden.schema.names == ["age", "item", "tags", "user"]
+    assert np.abs(served.score(golden) - said).max() < 1e-5 and np.ptp(said, axis=0).min() > 0.3
+    assert served.labels == ("click", "like")
+    [only] = variants(ranker)
+    assert 0.6 < only["auc"]["click"] < 0.9 and set(only["auc_cost"].values()) == {0.0}
+    manifest = published.read_manifest(folder / "run/published", ranker.parent.name)
+    assert {"ranker/ranker.onnx", "ranker/golden.arrow"} <= set(manifest.files)
+
+
+@pytest.mark.parametrize(
+    "ranker",
+    [
+        {"wide": {"enabled": False}, "calibration": "platt"},
+        {"deep": {"enabled": False}, "calibration": "none", "positive_weight": 3.0},
+        {"deep": {"hidden": [8], "towers": [["user", "age"], ["item", "tags"]]}},
+        {"labels": ["like"], "valid": [], "calibration": "none"},
+    ],
+    ids=["deep", "wide", "towers", "without validation rows"],
+)
+def test_every_kind_of_ranker_is_published(tmp_path: Path, ranker: dict[str, Any]) -> None:
+    write_rows(tmp_path)
+    made = road(tmp_path, ranker)
+    made.train()
+    made.publish()
+    served = Ranker.live(made.published)
+    trained = TrainedRanker(made.folders.checkpoint)
+    rows = clicks(9, 500)
+    right = trained.probabilities(trained.features.encode(rows))
+    assert np.abs(served.score(rows) - right).max() < 1e-5
+    judged = made.config.valid != []
+    for value in served.files.about.metrics["variants"][0]["auc"].values():
+        assert (value is not None) == judged
+
+
+def test_pruned_layers_are_zeros_and_said_so(folder: Path) -> None:
+    ranker = publish(folder, prune=0.8, prune_epochs=2)
+    layers = [w for w in weights(ranker).values() if w.ndim == 2 and w.shape[1] in (32, 16)]
+    assert len(layers) == 2
+    assert all(abs((layer == 0).mean() - 0.8) < 0.01 for layer in layers)
+    whole, pruned = variants(ranker)
+    assert pruned["zeros"] == pytest.approx(0.8, abs=0.01) and whole["zeros"] is None
+    cost = pruned["auc_cost"]["click"]
+    assert cost == pytest.approx(whole["auc"]["click"] - pruned["auc"]["click"]) and cost < 0.05
+    assert RankerFiles(ranker).about.golden_gap < 1e-5  # of the pruned model
+
+
+def test_int8_layers_are_smaller_and_near(folder: Path) -> None:
+    ranker = publish(folder, quantize="int8")
+    kinds = [w.dtype for w in weights(ranker).values() if w.ndim == 2]
+    assert kinds.count(np.dtype(np.int8)) == 3  # two layers and the heads
+    _, small = variants(ranker)
+    assert abs(small["auc_cost"]["click"]) < 0.02
+    files = RankerFiles(ranker)
+    assert 1e-5 < files.about.golden_gap < 0.2
+    assert files.about.options["quantize"] == "int8"
+    rows, said = files.golden()
+    gap = np.abs(Ranker.open(ranker).score(rows) - said).max()
+    assert gap == pytest.approx(files.about.golden_gap)
+
+
+def test_a_graph_that_disagrees_does_not_go_live(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = publish(folder)
+    export = publish_ranker.export
+
+    def worse(*args: Any) -> onnx.ModelProto:
+        graph = export(*args)
+        for one in graph.graph.initializer:
+            array = onnx.numpy_helper.to_array(one)
+            if array.dtype == np.float32 and array.shape == (16, 2):  # the heads
+                one.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(1.01), one.name))
+        return graph
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publish_ranker, "export", worse)
+        with pytest.raises(DataError, match=r"off by .* not published"):
+            publish(folder)
+    assert published.versions(folder / "run/published") == [first.parent.name]
+
+
+def test_encoders_that_disagree_do_not_go_live(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written is read back: here golden rows are asked that were not answered."""
+    first = publish(folder)
+    write = publish_ranker.ranker_files.write_golden
+
+    def other(folder: Path, rows: Any, said: Any) -> None:
+        write(folder, rows.take(np.arange(len(rows))[::-1].copy()), said)
+
+    monkeypatch.setattr(publish_ranker.ranker_files, "write_golden", other)
+    with pytest.raises(DataError, match="golden rows are answered off"):
+        publish(folder)
+    assert published.versions(folder / "run/published") == [first.parent.name]
+    assert published.current(folder / "run/published") == first.parent.name
+
+
+def test_old_versions_go(folder: Path) -> None:
+    for _ in range(3):
+        publish(folder, keep=1)
+    assert published.versions(folder / "run/published") == ["v000003"]
+
+
+def test_what_is_live_already_is_not_published_again(folder: Path) -> None:
+    made = road(folder)
+    made.evaluate()
+    for _ in range(2):
+        made.publish(if_needed=True)
+    assert published.versions(made.published) == ["v000001"]
+    made.evaluate()  # takes another time, and says the same
+    made.publish(if_needed=True)
+    assert published.versions(made.published) == ["v000001"]
+    road(folder, quantize="int8").publish(if_needed=True)
+    assert published.current(made.published) == "v000002"
+    (made.published / "v000002/ranker/ranker.onnx").write_bytes(b"")
+    road(folder, quantize="int8").publish(if_needed=True)
+    assert published.current(made.published) == "v000003"
+
+
+def test_settings_of_graphs_do_not_apply(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"\[publish\] golden does not apply with \[ranker\]"):
+        publish(folder, golden=5)
+
+
+def test_settings_of_rankers_do_not_apply_to_graphs() -> None:
+    config = PublishConfig(prune=0.5)
+    with pytest.raises(ConfigError, match="prune does not apply without"):
+        config.check("graph.toml", config.OF_RANKERS, "without [ranker]")
