@@ -30,7 +30,7 @@ class Ranker:
         """threads: of onnxruntime, for one call."""
         self.labels, self.features = tuple(files.about.labels), files.features
         self.files = files
-        self._session = _session(files, threads)
+        self.session = _session(files, threads)
 
     @classmethod
     def open(cls, folder: Path, threads: int = 1) -> "Ranker":
@@ -56,7 +56,7 @@ class Ranker:
 
         Raises DataError that names feature and row for a value that can't be read as trained.
         """
-        found: Floats = self._session.run([PROBABILITY], fed(self.features.encode(columns)))[0]
+        found: Floats = self.session.run([PROBABILITY], fed(self.features.encode(columns)))[0]
         return found
 
 
