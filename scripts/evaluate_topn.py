@@ -10,7 +10,8 @@ FOLDER holds train.txt, test.txt and maybe valid.txt (or .gz), a line a user: th
 then its items'. Without --valid a method is fitted to train and valid together. All items are
 ranked, those of the events it was fitted to left out. recall20 is hits / the user's number of
 held-out items (LightGCN's convention), ndcg20 has binary gain and an ideal list of min(20, n); both
-are means over users who have held-out items, with standard errors over users.
+are means over users who have held-out items, with standard errors over users. fold_in_... are those
+of vectors made of events alone, as for users who were not in training.
 
 Prints one JSON line a method: seconds and cpu_seconds are those of training, scoring_s those of all
 lists; peak_mb is the process's peak while it was trained and scored, which runs alone in a process.
@@ -33,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from embedsvc.evaluation import metrics
 from embedsvc.graph.fast import num_cores
-from embedsvc.ranking.recommenders import RECOMMENDERS, Recommender
+from embedsvc.ranking.recommenders import RECOMMENDERS, Fitted, OfHistories, Recommender
 from embedsvc.ranking.recommenders.best import blocks
 from embedsvc.ranking.recommenders.events import Split, read_split
 from partitions.errors import ConfigError, InputError
@@ -99,6 +100,7 @@ def measure(a: argparse.Namespace) -> Line:
         "part": "valid" if a.valid else "test",
         "method": a.methods[0].split(":")[0],
         **_quality(lists, goal[users]),
+        **_as_strangers(fitted, known[users], goal[users]),
         "coverage20": round(len(np.unique(lists[lists >= 0])) / known.shape[1], 4),
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu_seconds, 2),
@@ -111,6 +113,14 @@ def measure(a: argparse.Namespace) -> Line:
         "load": round(os.getloadavg()[0], 1),
         "commit": _commit(),
     }
+
+
+def _as_strangers(fitted: Fitted, histories: sp.csr_matrix, goal: sp.csr_matrix) -> Line:
+    """The same for vectors folded in from events alone, where users have vectors of their own."""
+    if isinstance(fitted, OfHistories):
+        return {}
+    lists = np.concatenate([items for _, items in blocks(fitted, histories, K)])
+    return {f"fold_in_{name}": value for name, value in _quality(lists, goal).items()}
 
 
 def _parts(split: Split, a: argparse.Namespace) -> tuple[sp.csr_matrix, sp.csr_matrix]:
