@@ -7,7 +7,8 @@
 
 Data sets are split by scripts/click_data.py (--split-seed), and learnt with the settings of
 scripts/examples, which were chosen on the validation part; VARIANTS says what the wide part alone
-and the deep part alone have otherwise. Seeds are of training: the split stays. Prints JSON lines:
+and the deep part alone have otherwise. Seeds are of training, on one thread; the split stays.
+Prints JSON lines, and to stderr what is being done:
 
 * of each model: on the test part, means over seeds and their 95 % interval (Student's t).
   `auc_low` and `auc_high` are of the first seed, by a bootstrap over users, or over rows where a
@@ -51,6 +52,7 @@ PAIRS = {
     "movielens-1m": ("user", "first_genre"),
     "generated": ("user", "item_kind"),
 }
+THREADS = 1  # batches of some hundred rows gain little by more, and lose much on a busy machine
 BANDS = [(0, 0), (1, 3), (4, 10), (11, 50), (51, None)]  # how often training had the pair
 L1 = [0.3, 1.0, 3.0, 10.0]
 VARIANTS: dict[str, dict[str, list[str]]] = {
@@ -107,6 +109,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5, help="how many")
     parser.add_argument("--split-seed", type=int, default=1)
     parser.add_argument("--peer-python", type=Path, help="of an environment with lightgbm")
+    parser.add_argument("--peer-seeds", type=int, help="how many; unset: as --seeds")
     parser.add_argument("--no-l1", action="store_true", help="leave out the sweep of L1")
     parser.add_argument("--quick", action="store_true", help="generated rows, within a minute")
     parser.add_argument("--as-peer", type=Path, help=argparse.SUPPRESS)
@@ -219,7 +222,8 @@ def trained(data: Dataset, overrides: Sequence[str], seed: int) -> Trained:
     shutil.rmtree(folders.checkpoint, ignore_errors=True)
     config = data.table("ranker", overrides)
     start = perf_counter()
-    report = ranker.train(folders, config, data.table("train", [*overrides, f"train.seed={seed}"]))
+    changed = [*overrides, f"train.seed={seed}", f"train.threads={THREADS}"]
+    report = ranker.train(folders, config, data.table("train", changed))
     seconds = perf_counter() - start
     found = ranker.TrainedRanker(folders.checkpoint)
     parts = [
@@ -227,6 +231,8 @@ def trained(data: Dataset, overrides: Sequence[str], seed: int) -> Trained:
         for batch in data.test.combine_chunks().to_batches(max_chunksize=65536)
     ]
     epochs = report.best_epoch or data.table("train", overrides).epochs
+    said = f"{data.name} {' '.join(overrides)} seed {seed}: {epochs} epochs, {seconds:.1f} s"
+    print(said, file=sys.stderr, flush=True)
     return Trained(np.concatenate(parts), seconds, epochs, *_zeros(found.model))
 
 
@@ -247,7 +253,7 @@ def judged(data: Dataset, a: argparse.Namespace) -> list[Line]:
         for model, overrides in VARIANTS[data.name].items()
     }
     if a.peer_python:
-        found["lightgbm"] = peers(data, a.peer_python, a.seeds)
+        found["lightgbm"] = peers(data, a.peer_python, a.peer_seeds or a.seeds)
     lines = compared(data, found) + sliced(data, found)
     return lines if a.no_l1 else lines + swept(data, found["wide"][0])
 
