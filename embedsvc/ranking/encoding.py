@@ -93,6 +93,9 @@ class Encoding:
     def open(self, split: str) -> EncodedFile:
         return EncodedFile(_path(self.folder, split), self.features)
 
+    def digest_of(self, split: str) -> str:
+        return durable.sha256_of(_path(self.folder, split))
+
     @property
     def grows(self) -> frozenset[str]:
         """Slots whose ids stay as they are when new values come."""

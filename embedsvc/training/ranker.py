@@ -25,7 +25,7 @@ from embedsvc.config import TrainConfig
 from embedsvc.evaluation.clicks import auc
 from embedsvc.graph.fast import num_cores
 from embedsvc.ranking import stored
-from embedsvc.ranking.calibration import Calibration, fit
+from embedsvc.ranking.calibration import Calibration, Kind, fit
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import TRAIN, VALID, Encoding
 from embedsvc.ranking.slots import Ftrl
@@ -104,8 +104,11 @@ def train(folders: RankerFolders, config: RankerConfig, train: TrainConfig) -> T
         if train.threads:
             torch.set_num_threads(train.threads)
         report = _Trainer(encoding, folders.checkpoint, config, train, earlier).run()
-        if config.calibration != "none":
-            TrainedRanker(folders.checkpoint).calibrate(encoding.open(VALID))
+        if config.calibration == "none":
+            (folders.checkpoint / CALIBRATION).unlink(missing_ok=True)
+        else:
+            trained = TrainedRanker(folders.checkpoint)
+            trained.calibrate(config.calibration, encoding.open(VALID))
     return replace(report, planned_bytes=plan.total)
 
 
@@ -207,11 +210,12 @@ class _Trainer:
                 logger.warning("not taken from %s: %s", config.start_from, what)
         self.stopping: EarlyStopping | None = None
         if train.early_stopping is not None:
-            judge = Judge("auc", "rows", {"rows": encoding.digest}, self._judge)
             if not config.valid:
                 raise ConfigError(
                     "[train] early_stopping needs rows: set ranker.valid, or unset it."
                 )
+            rows = {"rows": encoding.digest, "valid": encoding.digest_of(VALID)}
+            judge = Judge("auc", "rows", rows, self._judge)
             self.stopping = EarlyStopping(
                 train.early_stopping, self.checkpoint, progress.epoch, judge
             )
@@ -402,11 +406,13 @@ class TrainedRanker:
         stored.read_tables(self.model, self.checkpoint, manifest.tables, optimizer)
         stored.load_arrays(self.model, arrays)
         self.model.eval()
+        self.calibrated: Kind = "none"  # how: it may have been chosen after the checkpoint
         self.calibration = [Calibration() for _ in self.config.labels]
         self._calibration_file = folder / CALIBRATION
         if self._calibration_file.exists():
             found = durable.read_json(self._calibration_file, "Run embedsvc train again.")
             if found.get("checkpoint") == self.digest:
+                self.calibrated = found["kind"]
                 self.calibration = [Calibration.from_json(task) for task in found["tasks"]]
 
     def logits(self, batch: Encoded) -> NDArray[np.float64]:
@@ -422,16 +428,18 @@ class TrainedRanker:
         tasks = [found(z) for found, z in zip(self.calibration, logits.T, strict=True)]
         return np.stack(tasks, 1)
 
-    def calibrate(self, rows: EncodedFile) -> None:
+    def calibrate(self, kind: Kind, rows: EncodedFile) -> None:
         """By the validation rows; kept beside the checkpoint."""
+        self.calibrated = kind
         self.calibration = self.calibrated_by(rows)
-        content = {"checkpoint": self.digest, "tasks": [c.as_json() for c in self.calibration]}
+        tasks = [c.as_json() for c in self.calibration]
+        content = {"checkpoint": self.digest, "kind": kind, "tasks": tasks}
         durable.write_json(self._calibration_file, content)
 
     def calibrated_by(self, rows: EncodedFile) -> list[Calibration]:
         raw, labels, weight = predict(self.model, rows)
         logits = self.without_weight(raw)
-        kind, tasks = self.config.calibration, range(len(self.config.labels))
+        kind, tasks = self.calibrated, range(len(self.config.labels))
         return [
             fit(kind, logits[:, t], labels[:, t].astype(np.float64), weight.astype(np.float64))
             for t in tasks

@@ -1,6 +1,7 @@
 """`[ranker]` from files to probabilities: what it learns, resumes, begins with and refuses."""
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -275,3 +276,26 @@ def test_training_takes_no_more_memory_than_the_plan_said(data: Path) -> None:
     assert done.returncode == 0, done.stderr
     peak, planned = map(int, done.stdout.split())
     assert peak <= planned
+
+
+def test_calibration_may_be_chosen_after_training(data: Path) -> None:
+    folders, settings = RankerFolders(data / "run"), TrainConfig(threads=1, epochs=1)
+    kinds = []
+    for kind in ("none", "platt", "isotonic", "none"):
+        report = train(folders, config_of(data, calibration=kind), settings)
+        kinds.append(TrainedRanker(folders.checkpoint).calibration[0].kind)
+    assert kinds == ["none", "platt", "isotonic", "none"]
+    assert report.num_edges == 0
+
+
+def test_early_stopping_begins_anew_with_other_validation_rows(data: Path) -> None:
+    """An AUC of other rows says nothing about which epoch was best."""
+    settings = {"threads": 1, "early_stopping": {"patience": 5}}
+    folders = RankerFolders(data / "run")
+    train(folders, config_of(data), TrainConfig.model_validate(settings | {"epochs": 2}))
+    table = clicks(5, 2000).set_column(4, "label", clicks(1, 2000)["label"])  # no longer theirs
+    pq.write_table(table, data / "valid.parquet")
+    train(folders, config_of(data), TrainConfig.model_validate(settings | {"epochs": 3}))
+    judged = json.loads((folders.checkpoint / "stopping.json").read_text())["history"]
+    assert [epoch for epoch, _ in judged] == [2, 3]
+    assert max(auc for _, auc in judged) < 0.6
