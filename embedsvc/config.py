@@ -342,7 +342,7 @@ class PublishConfig(Table):
     prune: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Of a [ranker]: the share of its hidden layers' weights that are set to 0, the smallest ones;
     unset: none."""
-    prune_epochs: Annotated[int, Field(ge=1)] = 3
+    prune_epochs: Annotated[int, Field(ge=1)] = 1
     """Epochs over the training rows in which layers are pruned and learn on."""
     quantize: Literal["int8"] | None = None
     """Of a [ranker]: what its layers compute in; unset: float32."""

@@ -4,7 +4,9 @@ to 0, more of them step by step, while the layers learn on.
     zeros(t) = share (1 - (1 - t / ramp)^3)          of each layer's weights; t: step, eq. 1
 
 Most fall early, when many do without harm; the last quarter of the steps only mends. Biases and the
-heads, which are few, stay whole, and so do embeddings and the wide part.
+heads, which are few, stay whole, and so do embeddings and the wide part. Step sizes are a tenth of
+training's: embeddings know the training rows by then, and layers that go on at full pace fit these
+better and others worse, whatever falls.
 """
 
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from partitions.errors import ConfigError
 
 _MASKS = 100  # how often masks are chosen anew while zeros become more
 _RAMP = 0.75  # of all steps
+_PACE = 0.1  # of training's step size
 
 
 def zeros_at(step: int, ramp: int, share: float) -> float:
@@ -33,7 +36,9 @@ def prune(
     layers = _layers(model)
     if not layers:
         raise ConfigError("publish.prune is of hidden layers, and this ranker has none: unset it.")
-    assert model.body is not None
+    assert model.body is not None and model.optimizer is not None
+    for group in model.optimizer.param_groups:
+        group["lr"] *= _PACE
     model.eval()  # embeddings as they are served
     model.body.train()
     masks = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in layers]
