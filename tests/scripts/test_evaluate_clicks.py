@@ -9,6 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from embedsvc.config import TrainConfig
+from embedsvc.ranking.config import RankerConfig
+from embedsvc.training.ranker import check_covered
+from partitions.config import load
 from scripts import evaluate_clicks
 from scripts.evaluate_clicks import Dataset, Trained
 
@@ -61,6 +65,18 @@ def test_an_interval_over_seeds_is_students() -> None:
     found = evaluate_clicks.over_seeds([0.70, 0.72])
     assert found["mean"] == pytest.approx(0.71)
     assert found["high"] - found["mean"] == pytest.approx(12.706 * 0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", list(evaluate_clicks.EXAMPLES))
+def test_examples_and_their_variants_are_settings_of_a_ranker(name: str) -> None:
+    path = SCRIPT.parent / "examples" / evaluate_clicks.EXAMPLES[name]
+    parts = {}
+    for model, overrides in evaluate_clicks.VARIANTS[name].items():
+        settings = load(path, overrides)
+        config = settings.table("ranker", RankerConfig)
+        check_covered(path.name, settings.table("train", TrainConfig))
+        parts[model] = (config.wide.enabled, config.deep.enabled)
+    assert parts == {"wide": (True, False), "deep": (False, True), "joint": (True, True)}
 
 
 @pytest.mark.slow
