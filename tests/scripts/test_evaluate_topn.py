@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from partitions.errors import ConfigError
+from scripts import evaluate_topn
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "evaluate_topn.py"
 
 
@@ -44,13 +47,24 @@ def test_valid_is_judged_on_a_fit_to_train_alone(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("method", "sentence"),
     [
-        (["--methods", "popularty"], "Did you mean popularity?"),
-        (["--methods", "spectral:rank=a"], "expected key=value, found 'rank=a'"),
-        (["--methods", "spectral:rnk=2"], "Did you mean rank?"),
+        ("popularty", "Did you mean popularity"),
+        ("spectral:rank=a", "expected key=value, found 'rank=a'"),
+        ("spectral:rnk=2", "Did you mean rank"),
     ],
 )
-def test_a_bad_call_ends_in_a_sentence(folder: Path, arguments: list[str], sentence: str) -> None:
-    done = run(folder, *arguments)
-    assert done.returncode == 2 and sentence in done.stderr and "Traceback" not in done.stderr
+def test_a_mistyped_method_is_named(method: str, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        evaluate_topn.built(method, 0)
+
+
+def test_settings_of_a_method_are_read(folder: Path) -> None:
+    found = evaluate_topn.built("ials:dim=4,ridge=0.5", 3)
+    assert vars(found) == {**vars(evaluate_topn.built("ials", 3)), "dim": 4, "ridge": 0.5}
+
+
+def test_a_folder_without_lists_ends_in_a_sentence(tmp_path: Path) -> None:
+    done = run(tmp_path, "--methods", "popularity")
+    assert done.returncode == 2 and "has no train.txt" in done.stderr
+    assert "Traceback" not in done.stderr

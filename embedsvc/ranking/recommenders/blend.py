@@ -23,9 +23,9 @@ class Blend:
     filter: float = 1.0  # weight of the filter beside that of the vectors
     temperature: float = 0.2  # of cosines, in the sum; in training it is Propagation's
     dim: int = 128
-    epochs: int = 24
-    rank: int = 400
-    low: float = 0.15
+    epochs: int = 8
+    rank: int = 256
+    low: float = 0.3
     seed: int = 0
 
     def fit(self, matrix: sp.csr_matrix) -> "Blended":
