@@ -33,7 +33,7 @@ from embedsvc.training.pruning import prune
 from embedsvc.training.ranker import TrainedRanker
 from partitions import published, ranker_files
 from partitions.encoded import BLOCK_ROWS, EncodedFile
-from partitions.errors import DataError
+from partitions.errors import ConfigError, DataError
 from partitions.features import Encoded
 from partitions.published import Manifest
 from partitions.ranker_files import LOGIT, PROBABILITY, RankerFiles, fed
@@ -70,7 +70,18 @@ class Rows:
     def open(self, split: str, trained: TrainedRanker) -> EncodedFile | None:
         if not getattr(self.config, split):
             return None
-        return EncodedFile(self.encoded / f"{split}.arrow", trained.features)
+        path = self.encoded / f"{split}.arrow"
+        if not path.exists():
+            raise DataError(f"{path} is missing: run embedsvc train, which encodes ranker.{split}.")
+        return EncodedFile(path, trained.features)
+
+    def raw(self, trained: TrainedRanker) -> Iterator[pa.RecordBatch]:
+        """The columns that features read, of validation rows, or else of those learnt from."""
+        files = {split: getattr(self.config, split) for split in (TRAIN, VALID)}
+        config = trained.config.model_copy(update=files)
+        wanted = sorted({spec.column or name for name, spec in config.features.items()})
+        for part in examples(config, VALID if config.valid else TRAIN):
+            yield part.rows.select(wanted).replace_schema_metadata(None)
 
 
 def publish(
@@ -86,7 +97,8 @@ def publish(
     Mutates `trained` where it is pruned. Raises DataError where the check fails; the live version
     then stays as it was.
     """
-    golden = _golden_rows(rows.config, trained)
+    _check_place(root)
+    golden = _golden_rows(rows.raw(trained))
     metrics = sources_of(trained, evaluation)
     graph, variants = _made(trained, rows, config, golden)
     with published.new_version(root) as draft:
@@ -118,6 +130,18 @@ def sources_of(trained: TrainedRanker, evaluation: Mapping[str, Any]) -> dict[st
         "evaluation": {key: value for key, value in evaluation.items() if key != "seconds"},
         "calibration": hashlib.sha256(tasks.encode()).hexdigest(),
     }
+
+
+def _check_place(root: Path) -> None:
+    """ConfigError where a graph's version is live: it would be served no more."""
+    try:
+        live = published.read_manifest(root, published.current(root))
+    except DataError:  # none, or a damaged one: publishing mends it
+        return
+    if live.entity_types:
+        raise ConfigError(
+            f"{root} holds {live.version}, a graph's: give the [ranker] a [run] dir of its own."
+        )
 
 
 # --- graphs ---------------------------------------------------------------------------------------
@@ -235,14 +259,11 @@ def _gap(found: Floats, right: Floats) -> float:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def _golden_rows(config: RankerConfig, trained: TrainedRanker) -> pa.RecordBatch:
-    """Raw rows of the validation split, or else of what was learnt from: what features read."""
-    features = trained.config.features
-    wanted = sorted({spec.column or name for name, spec in features.items()})
+def _golden_rows(batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch:
     held, count = [], 0
-    for part in examples(config, VALID if config.valid else TRAIN):
-        held.append(part.rows.select(wanted).replace_schema_metadata(None))
-        count += part.rows.num_rows
+    for batch in batches:
+        held.append(batch)
+        count += len(batch)
         if count >= GOLDEN_OF:
             break
     # Files of one split may differ in types: what a batch can't join, it can't be golden with.

@@ -16,7 +16,7 @@ from partitions import published
 from partitions.errors import ConfigError, DataError
 from partitions.ranker_files import RankerFiles
 from serving.ranker import Ranker
-from tests.toy_ranker import clicks, road, write_rows
+from tests.toy_ranker import FEATURES, clicks, road, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -192,3 +192,31 @@ def test_settings_of_rankers_do_not_apply_to_graphs() -> None:
     config = PublishConfig(prune=0.5)
     with pytest.raises(ConfigError, match="prune does not apply without"):
         config.check("graph.toml", config.OF_RANKERS, "without [ranker]")
+
+
+def test_a_graphs_version_is_not_replaced(folder: Path) -> None:
+    publish(folder)
+    root = folder / "run/published"
+    path = root / published.current(root) / published.MANIFEST
+    entities = {"name": "user", "shards": [], "indexes": {}, "attributes": []}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"entity_types": [entities]}))
+    with pytest.raises(ConfigError, match=r"a graph's: give the .* a .* dir of its own"):
+        publish(folder)
+    path.write_text("{")  # but a damaged one is
+    assert publish(folder).parent.name == "v000002"
+
+
+def test_validation_rows_that_were_never_encoded_are_missed(folder: Path) -> None:
+    (folder / "run/ranker/encoded/valid.arrow").unlink()
+    with pytest.raises(DataError, match=r"valid\.arrow is missing: run embedsvc train"):
+        publish(folder)
+
+
+def test_features_changed_since_training_are_those_of_training(folder: Path) -> None:
+    changed = {"features": {"user": FEATURES["user"]}, "crosses": {}}
+    made = road(folder, changed)
+    made.publish()
+    served = Ranker.live(made.published)
+    golden, said = served.files.golden()
+    assert golden.schema.names == ["age", "item", "tags", "user"]
+    assert np.abs(served.score(golden) - said).max() < 1e-5
