@@ -50,11 +50,11 @@ EXAMPLES = {"adult": "adult.toml", "movielens-1m": "movielens_clicks.toml"}
 PAIRS = {
     "adult": ("education", "occupation"),
     "movielens-1m": ("user", "first_genre"),
-    "generated": ("user", "item_kind"),
+    "generated": ("user_kind", "item_kind"),
 }
 THREADS = 1  # batches of some hundred rows gain little by more, and lose much on a busy machine
 BANDS = [(0, 0), (1, 3), (4, 10), (11, 50), (51, None)]  # how often training had the pair
-L1 = [0.3, 1.0, 3.0, 10.0]
+L1 = [0.3, 1.0, 3.0, 10.0, 30.0, 100.0]
 VARIANTS: dict[str, dict[str, list[str]]] = {
     "adult": {
         "wide": ["ranker.deep.enabled=false", "ranker.wide.alpha=0.2"],
@@ -76,14 +76,16 @@ batch_size = 256
 [ranker.features]
 user = { kind = "category" }
 item = { kind = "category" }
+user_kind = { kind = "category" }
+item_kind = { kind = "category" }
 age = { kind = "number", buckets = 8 }
 [ranker.crosses]
-user_item = { of = ["user", "item"], buckets = 65536 }
+kinds = { of = ["user_kind", "item_kind"], buckets = 4096 }
 [ranker.deep]
-hidden = [32]
+hidden = [64, 32]
 [train]
-epochs = 4
-early_stopping = { patience = 1 }
+epochs = 10
+early_stopping = { patience = 2 }
 """
 
 
