@@ -3,8 +3,7 @@
     tower = HistoryTower(num_items, 64, pooling="mean")
     output, loss = softmax(tower(history_BL), next_item_B)
 
-Adding a pooling is one class here; a recurrent one would be `prepare`d with its parameters and read
-`table(history_BL)`. Contract tests parametrise over the registry.
+Adding a pooling is one class here. Contract tests parametrise over the registry.
 
 Letters: B batch, D dimension, L places of a history.
 """
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from embedsvc.ranking.row_embedding import RowEmbedding
 from partitions.errors import ConfigError, DataError
@@ -23,7 +23,7 @@ from partitions.registry import Registry
 class Pooling(Protocol):
     """Vectors of histories. The constructor's arguments are the config keys."""
 
-    def prepare(self, dim: int, max_history: int) -> nn.ParameterDict:
+    def prepare(self, dim: int, max_history: int, seed: int) -> nn.ParameterDict:
         """What it learns besides the table; called once, and may be empty."""
 
     def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
@@ -44,7 +44,7 @@ def places_from_newest(history_BL: Tensor) -> Tensor:
 class Mean:
     """The mean of the rows: a bag of items, whatever their order."""
 
-    def prepare(self, dim: int, max_history: int) -> nn.ParameterDict:
+    def prepare(self, dim: int, max_history: int, seed: int) -> nn.ParameterDict:
         return nn.ParameterDict()
 
     def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
@@ -62,7 +62,7 @@ class Recency:
         if not 0 < self.decay <= 1:
             raise ConfigError(f"recency's decay is {self.decay}; it must be above 0, at most 1.")
 
-    def prepare(self, dim: int, max_history: int) -> nn.ParameterDict:
+    def prepare(self, dim: int, max_history: int, seed: int) -> nn.ParameterDict:
         return nn.ParameterDict()
 
     def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
@@ -76,7 +76,7 @@ class Recency:
 class Max:
     """The largest of the rows, number by number; of equal ones torch's choice learns."""
 
-    def prepare(self, dim: int, max_history: int) -> nn.ParameterDict:
+    def prepare(self, dim: int, max_history: int, seed: int) -> nn.ParameterDict:
         return nn.ParameterDict()
 
     def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
@@ -100,7 +100,7 @@ class Attention:
     Both are 0 at first: it begins as the mean.
     """
 
-    def prepare(self, dim: int, max_history: int) -> nn.ParameterDict:
+    def prepare(self, dim: int, max_history: int, seed: int) -> nn.ParameterDict:
         return nn.ParameterDict(
             {
                 "query": nn.Parameter(torch.zeros(dim)),
@@ -118,6 +118,55 @@ class Attention:
         # Finite, so that a history of nothing has no NaN; its weights are 0 after all.
         share_BL = score_BL.masked_fill(~there, -1e30).softmax(1) * there
         return (share_BL[:, :, None] * rows_BLD).sum(1)
+
+
+@POOLINGS.add("gru")
+@dataclass(frozen=True)
+class Gru:
+    """The last state of a gated recurrent unit (Cho et al. 2014), which reads the oldest row first.
+
+    r = sigmoid(Wr row + br + Ur h + cr) ;  z = sigmoid(Wz row + bz + Uz h + cz)
+    n = tanh(Wn row + bn + r * (Un h + cn)) ;  h = (1 - z) * n + z * h, from h = 0 on
+
+    As in torch.nn.GRU: [Wr, Wz, Wn] is row_weight [3D, D], [Ur, Uz, Un] state_weight [3D, D], their
+    biases [3D]. All are uniform within 1 / sqrt(D) at first, by the seed.
+    """
+
+    def prepare(self, dim: int, max_history: int, seed: int) -> nn.ParameterDict:
+        # Not the table's draws, which are of the same seed.
+        generator = torch.Generator().manual_seed((seed + 1) % (1 << 63))
+
+        def drawn(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape).uniform_(-1, 1, generator=generator) / dim**0.5)
+
+        return nn.ParameterDict(
+            {
+                "row_weight": drawn(3 * dim, dim),
+                "state_weight": drawn(3 * dim, dim),
+                "row_bias": drawn(3 * dim),
+                "state_bias": drawn(3 * dim),
+            }
+        )
+
+    def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
+        names = ("row_weight", "state_weight", "row_bias", "state_bias")
+        return self.of(table(history_BL), history_BL, *(learnt[name] for name in names))
+
+    def of(self, rows_BLD: Tensor, history_BL: Tensor, *learnt: Tensor) -> Tensor:
+        there = history_BL >= 0
+        num_B = there.sum(1)
+        some = num_B.nonzero()[:, 0]
+        if not len(some):
+            return rows_BLD.sum(1)  # of padding, so 0
+        first = (~there[some]).long().argsort(dim=1, stable=True)  # padding goes to the right
+        rows = rows_BLD[some].gather(1, first[:, :, None].expand(-1, -1, rows_BLD.shape[2]))
+        packed = pack_padded_sequence(rows, num_B[some], batch_first=True, enforce_sorted=False)
+        start = rows.new_zeros(1, len(some), rows.shape[2])
+        # With biases, one layer, no dropout, training or not, in one direction.
+        shape = (True, 1, 0.0, False, False)
+        _, last = torch.gru(packed.data, packed.batch_sizes, start, learnt, *shape)
+        pooled_BD = rows.new_zeros(len(num_B), rows.shape[2])
+        return pooled_BD.index_copy(0, some, last[0][packed.unsorted_indices])
 
 
 class HistoryTower(nn.Module):
@@ -161,7 +210,7 @@ class HistoryTower(nn.Module):
         )
         self.max_history = max_history
         self.pooling = POOLINGS.build(pooling)
-        self.learnt = self.pooling.prepare(dim, max_history)
+        self.learnt = self.pooling.prepare(dim, max_history, seed)
         self.bias = nn.Parameter(torch.zeros(dim))
         self.layers = _layers(dim, hidden, seed) if hidden else None
 

@@ -10,6 +10,7 @@ from embedsvc.outputs.kernels import TILE
 from embedsvc.outputs.retrievers import RETRIEVERS
 from embedsvc.outputs.sparse import ROW_OPTIMIZERS
 from embedsvc.ranking.examples import EXAMPLES, NextItem
+from embedsvc.ranking.towers import POOLINGS, Gru, Mean, Recency
 from embedsvc.training.askers import BLOCK_NUMBERS
 from embedsvc.training.events import SEQUENCES, Histories, relation_of
 from partitions.errors import ConfigError
@@ -152,7 +153,11 @@ def _batch_bytes(output: OutputConfig, num_classes: int, threads: int) -> int:
     if output.kind == "lsh_softmax":
         found = size * (1 + output.retrieved)  # targets, and what is retrieved
         active += min(output.head + found + output.samples, num_classes)
-    unpooled = 6 * length * dim if output.tower not in ("mean", "recency") else 0
+    pooling = POOLINGS.build(output.tower)
+    copies = 0 if isinstance(pooling, Mean | Recency) else 6  # of the rows that are pooled
+    if isinstance(pooling, Gru):
+        copies = 18  # with its gates, kept for the way back
+    unpooled = copies * length * dim
     # Scores and rows of the active classes; histories, hidden vectors and gradients of each.
     return 4 * (active * (size + dim) + size * (6 * length + unpooled + 4 * dim))
 

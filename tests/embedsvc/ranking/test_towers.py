@@ -1,5 +1,8 @@
 """Poolings against plain loops and torch's autograd; the tower that they stand in."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,7 +11,7 @@ from torch.nn import functional
 from embedsvc.outputs.full import FullSoftmax
 from embedsvc.ranking.examples import NextItem
 from embedsvc.ranking.sequences import Sequences
-from embedsvc.ranking.towers import POOLINGS, Attention, HistoryTower, Max, places_from_newest
+from embedsvc.ranking.towers import POOLINGS, Attention, Gru, HistoryTower, Max, places_from_newest
 from partitions.errors import ConfigError, DataError
 
 ITEMS, DIM = 20, 6
@@ -41,6 +44,8 @@ def plain(pooling: str, tower: HistoryTower, items: list[int]) -> list[float]:
     rows = [tower.table.weight[i].tolist() for i in items]
     if pooling == "max":
         return [max(row[d] for row in rows) if rows else 0.0 for d in range(DIM)]
+    if pooling == "gru":
+        return plain_gru({k: p.tolist() for k, p in tower.learnt.items()}, rows)
     shares = [1.0] * len(rows)
     if pooling == "recency":
         shares = [0.8 ** (len(rows) - 1 - at) for at in range(len(rows))]
@@ -54,6 +59,31 @@ def plain(pooling: str, tower: HistoryTower, items: list[int]) -> list[float]:
         sum(s * row[d] for s, row in zip(shares, rows, strict=True)) / (sum(shares) or 1)
         for d in range(DIM)
     ]
+
+
+def plain_gru(learnt: dict[str, list[Any]], rows: list[list[float]]) -> list[float]:
+    """Step by step, number by number."""
+
+    def times(weights: list[list[float]], bias: list[float], of: list[float]) -> list[list[float]]:
+        found = [
+            b + sum(w * x for w, x in zip(row, of, strict=True))
+            for row, b in zip(weights, bias, strict=True)
+        ]
+        return [found[:DIM], found[DIM : 2 * DIM], found[2 * DIM :]]
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    state = [0.0] * DIM
+    for row in rows:
+        by_row = times(learnt["row_weight"], learnt["row_bias"], row)
+        by_state = times(learnt["state_weight"], learnt["state_bias"], state)
+        for d in range(DIM):
+            (r_w, z_w, n_w), (r_u, z_u, n_u) = ([part[d] for part in p] for p in (by_row, by_state))
+            update = sigmoid(z_w + z_u)
+            new = math.tanh(n_w + sigmoid(r_w + r_u) * n_u)
+            state[d] = (1 - update) * new + update * state[d]
+    return state
 
 
 @EACH
@@ -102,7 +132,8 @@ def test_rows_and_parameters_learn_as_by_autograd(pooling: str) -> None:
         share = decay ** places_from_newest(history) * (history >= 0)
         pooled = (rows * (share / share.sum(1, keepdim=True).clamp(min=1))[:, :, None]).sum(1)
     else:
-        learnt = [tower.learnt[name] for name in ("query", "place") if name in tower.learnt]
+        names = ("query", "place", "row_weight", "state_weight", "row_bias", "state_bias")
+        learnt = [tower.learnt[name] for name in names if name in tower.learnt]
         pooled = tower.pooling.of(rows, history, *learnt)  # type: ignore[attr-defined]
     twin = pooled + tower.bias + tower.layers(pooled)
     slope = torch.randn(twin.shape, generator=torch.Generator().manual_seed(5))
@@ -126,6 +157,19 @@ def test_gradients_of_poolings_in_torch() -> None:
     assert torch.autograd.gradcheck(lambda r: Max().of(r, history), (rows,))
     arguments = (rows, doubles(3), doubles(4))
     assert torch.autograd.gradcheck(lambda r, q, p: Attention().of(r, history, q, p), arguments)
+    gates = (rows, doubles(9, 3), doubles(9, 3), doubles(9), doubles(9))
+    assert torch.autograd.gradcheck(lambda r, *g: Gru().of(r, history, *g), gates)
+
+
+def test_gru_forgets_no_order_and_seeds_give_its_weights() -> None:
+    """Gaps between items count nothing; their order does."""
+    tower = HistoryTower(ITEMS, DIM, pooling="gru", seed=3).eval()
+    found = tower(torch.tensor([[-1, 3, -1, 5, 7], [3, 5, 7, -1, -1], [5, 3, 7, -1, -1]]))
+    assert torch.allclose(found[0], found[1], atol=1e-6)
+    assert not torch.allclose(found[1], found[2], atol=1e-3)
+    weights = [HistoryTower(ITEMS, DIM, pooling="gru", seed=s).learnt for s in (3, 3, 4)]
+    assert torch.equal(weights[0]["row_weight"], weights[1]["row_weight"])
+    assert not torch.equal(weights[0]["row_weight"], weights[2]["row_weight"])
 
 
 def test_attention_begins_as_the_mean_and_layers_as_nothing() -> None:

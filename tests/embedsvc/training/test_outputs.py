@@ -117,6 +117,7 @@ def records(folder: Path) -> list[dict[str, Any]]:
         {"retriever": "none", "sampler": "log_uniform", "correction": "none"},
         {"kind": "full_softmax", "optimizer": "sgd"},
         {"tower": {"name": "attention"}, "hidden": 4, "optimizer": "adam_lite", "lr": 0.05},
+        {"tower": "gru", "tower_lr": 0.2},
     ],
     ids=str,
 )
@@ -213,6 +214,7 @@ KINDS = [
     {},
     {"retriever": "simhash"},
     {"kind": "full_softmax", "optimizer": "sgd", "tower": "attention", "hidden": 4},
+    {"tower": "gru", "tower_lr": 0.05},
 ]
 
 
