@@ -276,7 +276,7 @@ class Road:
         for relation in recommend:
             report = evaluate_lists(trained, relation, config.split, config.k)
             result.setdefault("recommend", {})[relation] = asdict(report)
-            self._print_lists(asdict(report))
+            self._print_lists(asdict(report), by_history=trained.output is not None)
         result["seconds"] = round(time.perf_counter() - start, 2)
         self._say(f"eval: {result['seconds']:.1f} s")
         whole = self._metrics_of(trained.digest).get("settings")
@@ -420,7 +420,8 @@ class Road:
             table.add_row(name, *shares, f"{row['mean_rank']:,.1f}")
         self.console.print(table)
 
-    def _print_lists(self, report: dict[str, Any]) -> None:
+    def _print_lists(self, report: dict[str, Any], *, by_history: bool = False) -> None:
+        """by_history: also by how much is known of who asks, which a tower makes its vectors of."""
         k = report["k"]
         if not report["num_lists"]:
             self._say(
@@ -430,8 +431,12 @@ class Road:
         table = Table(title=f"Top-{k} lists of {report['num_lists']:,} for {report['relation']}")
         for column in ("", f"Recall@{k}", f"NDCG@{k}"):
             table.add_column(column, justify="left" if not column else "right")
-        error = f" ± {1.96 * report['recall_se']:.4f}"
-        table.add_row("model", f"{report['recall']:.4f}{error}", f"{report['ndcg']:.4f}")
+        rows = {"model": report}
+        for band in report["by_history"] if by_history else ():
+            rows[f"  {band['num_lists']:,} with {band['events']} events known"] = band
+        for name, row in rows.items():
+            error = f" ± {1.96 * row['recall_se']:.4f}"
+            table.add_row(name, f"{row['recall']:.4f}{error}", f"{row['ndcg']:.4f}")
         table.add_row(
             "most popular", f"{report['popular_recall']:.4f}", f"{report['popular_ndcg']:.4f}"
         )

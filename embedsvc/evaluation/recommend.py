@@ -15,14 +15,27 @@ from embedsvc.evaluation import metrics
 from embedsvc.trained import EdgeIds, Trained
 from partitions.graph import slots_of
 
+HISTORY_FIRST = (0, 1, 3, 5, 10, 20, 50)  # the fewest known events of each band of histories
+
 _TILE_QUERIES = 512
 _TILE_CANDIDATES = 16_384  # a tile of scores: 32 MB
 
 
 @dataclass(frozen=True)
+class HistoryBand:
+    """Means over the lists of those of whom so many events are known; repeated ones count."""
+
+    events: str  # as people write it: "0", "1-2", "50+"
+    num_lists: int  # at least 1
+    recall: float
+    recall_se: float
+    ndcg: float
+
+
+@dataclass(frozen=True)
 class RecommendReport:
     """Means over lists, NaN where there is none; the standard error is over lists, which are the
-    independent unit."""
+    independent unit. by_history: bands that have lists, the shortest histories first."""
 
     relation: str
     k: int
@@ -32,6 +45,7 @@ class RecommendReport:
     ndcg: float
     popular_recall: float
     popular_ndcg: float
+    by_history: tuple[HistoryBand, ...] = ()
 
 
 @torch.no_grad()
@@ -47,6 +61,7 @@ def evaluate_lists(trained: Trained, relation: str, split: str, k: int) -> Recom
         seen.append(_of(trained.edges("valid"), rel))
     seen_lhs = np.concatenate([part.lhs for part in seen])
     seen_rhs = np.concatenate([part.rhs for part in seen])
+    num_known = np.bincount(seen_lhs, minlength=graph.num_entities(graph.relations[rel].lhs))
     if graph.relations[rel].lhs == rhs_type:  # nobody is recommended to themselves
         own = np.arange(graph.num_entities(rhs_type))
         seen_lhs, seen_rhs = np.concatenate([seen_lhs, own]), np.concatenate([seen_rhs, own])
@@ -66,17 +81,50 @@ def evaluate_lists(trained: Trained, relation: str, split: str, k: int) -> Recom
         ids = _best(_equal_scores(popular, len(block)), mask_query, mask_id, k)
         popular_hits.append(_hits(ids, goal_query, goal_id))
     hits, baseline = np.concatenate(model_hits), np.concatenate(popular_hits)
-    recall = metrics.recall_at(hits, num_relevant)
+    recall, ndcg = metrics.recall_at(hits, num_relevant), metrics.ndcg_at(hits, num_relevant)
     return RecommendReport(
         relation,
         k,
         len(lhs),
         float(recall.mean()),
-        float(recall.std() / np.sqrt(len(lhs))),
-        float(metrics.ndcg_at(hits, num_relevant).mean()),
+        _standard_error(recall),
+        float(ndcg.mean()),
         float(metrics.recall_at(baseline, num_relevant).mean()),
         float(metrics.ndcg_at(baseline, num_relevant).mean()),
+        _by_history(num_known[lhs], recall, ndcg),
     )
+
+
+def _by_history(
+    num_known: NDArray[np.int64], recall: NDArray[np.float64], ndcg: NDArray[np.float64]
+) -> tuple[HistoryBand, ...]:
+    """Of each list: how many events its asker has, and its two numbers."""
+    found = []
+    for first, after in zip(HISTORY_FIRST, (*HISTORY_FIRST[1:], None), strict=True):
+        some = num_known >= first
+        if after is not None:
+            some &= num_known < after
+        if some.any():
+            part = recall[some]
+            band = HistoryBand(
+                _events(first, after),
+                len(part),
+                float(part.mean()),
+                _standard_error(part),
+                float(ndcg[some].mean()),
+            )
+            found.append(band)
+    return tuple(found)
+
+
+def _events(first: int, after: int | None) -> str:
+    if after is None:
+        return f"{first}+"
+    return str(first) if after == first + 1 else f"{first}-{after - 1}"
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std() / np.sqrt(len(values)))
 
 
 def _of(edges: EdgeIds, rel: int) -> EdgeIds:

@@ -70,7 +70,7 @@ def graphs(make_graph: MakeGraph) -> dict[int, Graph]:
 
 def lists_by_loop(
     plain: SimpleNamespace, model: ModelConfig, relation: str, split: str, k: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     splits = random_edges()
     before = {"valid": ["train"], "test": ["train", "valid"]}[split]
     seen = {(a, b) for s in before for a, r, b in splits[s] if r == relation}
@@ -97,6 +97,7 @@ def lists_by_loop(
         return sum(hits) / len(goal), gain / sum(1 / math.log2(at + 2) for at in range(places))
 
     model_marks, popular_marks = [], []
+    bands: dict[str, list[tuple[float, float]]] = {}
     for lhs, goal in goals.items():
         query = move(numbers(lhs_type, lhs), [float(p) for p in params])
         new = [item for item in count if (lhs, item) not in seen]
@@ -104,6 +105,8 @@ def lists_by_loop(
         by_count = sorted(new, key=lambda i: -count[i])
         model_marks.append(judge(by_score, goal))
         popular_marks.append(judge(by_count, goal))
+        known = sum((a, r) == (lhs, relation) for s in before for a, r, _ in splits[s])
+        bands.setdefault(band_of(known), []).append(model_marks[-1])
     recalls = [recall for recall, _ in model_marks]
     return {
         "num_lists": len(goals),
@@ -112,7 +115,16 @@ def lists_by_loop(
         "ndcg": float(np.mean([n for _, n in model_marks])),
         "popular_recall": float(np.mean([r for r, _ in popular_marks])),
         "popular_ndcg": float(np.mean([n for _, n in popular_marks])),
+        "by_history": {
+            band: [len(marks), *np.mean(marks, axis=0).tolist()] for band, marks in bands.items()
+        },
     }
+
+
+def band_of(known: int) -> str:
+    if known < 3:
+        return "0" if not known else "1-2"
+    return "3-4" if known < 5 else "5-9" if known < 10 else "10-19"
 
 
 def model_part(report: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +149,12 @@ def test_lists_equal_a_plain_sort_for_any_number_of_partitions(
             report = asdict(evaluate_lists(trained, relation, split, k))
             assert report.pop("relation") == relation and report.pop("k") == k
             wanted = lists_by_loop(plain, model, relation, split, k)
+            by_history = wanted.pop("by_history")
+            bands = {band.pop("events"): band for band in report.pop("by_history")}
+            assert bands.keys() == by_history.keys()
+            for name, band in bands.items():
+                found = [band["num_lists"], band["recall"], band["ndcg"]]
+                assert found == pytest.approx(by_history[name])
             assert model_part(report) == pytest.approx(model_part(wanted))
             if k == 100:  # everything is in the list: every relevant item is found
                 assert report["recall"] == report["popular_recall"] == 1
@@ -164,6 +182,47 @@ def test_the_popular_baseline_by_hand(make_graph: MakeGraph, make_trained: MakeT
     assert report.popular_recall == pytest.approx((1 + 1 + 1 / 2) / 3)
     second = 1 / math.log2(3)
     assert report.popular_ndcg == pytest.approx((1 + 1 + second / (1 + second)) / 3)
+
+
+def test_lists_by_length_of_history_by_hand(
+    make_graph: MakeGraph, make_trained: MakeTrained
+) -> None:
+    """All want c, which the model has second, so that it is first for who has had a."""
+    train = [("u2", "a"), ("u2", "b"), ("u3", "a"), ("u3", "a"), ("u3", "a"), ("u1", "d")]
+    valid = [("u4", "a"), ("u4", "b"), ("u4", "b"), ("u4", "d"), ("u4", "d")]
+    test = [(f"u{user}", "c") for user in range(5)] + [("u1", "b")]
+    splits = {"train": train, "valid": valid, "test": test}
+    graph = make_graph(
+        {name: [(u, "buys", i) for u, i in split] for name, split in splits.items()},
+        {"buys": ("user", "item")},
+    )
+    liked = {"a": 3.0, "c": 2.0, "d": 1.0, "b": 0.0}
+    trained = make_trained(graph, ModelConfig(dim=1), lambda t, key: [liked.get(key, 1.0)])
+    report = asdict(evaluate_lists(trained, "buys", "test", k=1))
+    assert report["by_history"] == (
+        {"events": "0", "num_lists": 1, "recall": 0, "recall_se": 0, "ndcg": 0},  # u0: a
+        # u1 has d: a is listed for c and b; u2 has a and b: c is listed
+        {
+            "events": "1-2",
+            "num_lists": 2,
+            "recall": 0.5,
+            "recall_se": pytest.approx(0.5 / math.sqrt(2)),
+            "ndcg": 0.5,
+        },
+        {"events": "3-4", "num_lists": 1, "recall": 1, "recall_se": 0, "ndcg": 1},  # a, thrice
+        {"events": "5-9", "num_lists": 1, "recall": 1, "recall_se": 0, "ndcg": 1},  # in valid
+    )
+    assert report["recall"] == pytest.approx(3 / 5)
+    before = evaluate_lists(trained, "buys", "valid", k=1).by_history
+    assert [(band.events, band.num_lists) for band in before] == [("0", 1)]  # u4 has none in train
+
+
+def test_bands_of_histories_have_every_length_once() -> None:
+    lengths = np.arange(60)
+    bands = recommend._by_history(lengths, lengths.astype(float), lengths.astype(float))
+    assert [band.events for band in bands] == ["0", "1-2", "3-4", "5-9", "10-19", "20-49", "50+"]
+    assert [band.num_lists for band in bands] == [1, 2, 2, 5, 10, 30, 10]
+    assert [band.recall for band in bands] == [0, 1.5, 3.5, 7, 14.5, 34.5, 54.5]
 
 
 def test_more_lists_than_a_tile_holds_change_nothing(
