@@ -25,7 +25,7 @@ class Blend:
     dim: int = 128
     epochs: int = 8
     rank: int = 256
-    low: float = 0.3
+    low: float = 0.6
     seed: int = 0
 
     def fit(self, matrix: sp.csr_matrix) -> "Blended":
