@@ -50,6 +50,7 @@ logger = logging.getLogger(__name__)
 FEATURES = "features"  # beside a checkpoint: what its ids mean
 CALIBRATION = "calibration.json"
 WINDOW_BLOCKS = 16  # a million rows
+_PREDICTED = 1024  # rows at once
 _COVERED = {"epochs", "seed", "threads", "commit_every_s", "memory_mb", "early_stopping"}
 _COVERED |= {"tensorboard", "page_cache"}
 _FREE = {"train", "valid", "test", "user", "calibration", "start_from"}  # may change in a resume
@@ -346,7 +347,9 @@ def predict(model: WideDeep, rows: EncodedFile) -> tuple[Floats, Floats, Floats]
     parts = []
     for first in range(0, len(rows), BLOCK_ROWS):
         batch, labels, weight = rows.read(first, min(first + BLOCK_ROWS, len(rows)))
-        parts.append((model(batch).numpy(), labels, weight))
+        starts = range(0, len(batch), _PREDICTED)  # a whole block has many units
+        found = [model(batch.slice(at, min(at + _PREDICTED, len(batch)))).numpy() for at in starts]
+        parts.append((np.concatenate(found), labels, weight))
     logits, labels, weight = (np.concatenate([part[i] for part in parts]) for i in range(3))
     return logits, labels, weight
 

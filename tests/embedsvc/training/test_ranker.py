@@ -15,6 +15,8 @@ import pytest
 from embedsvc.config import TrainConfig
 from embedsvc.evaluation.rankers import judge
 from embedsvc.ranking.config import RankerConfig
+from embedsvc.ranking.encoding import TRAIN, Encoding
+from embedsvc.ranking.wide_deep import WideDeep
 from embedsvc.training import ranker
 from embedsvc.training.ranker import RankerFolders, TrainedRanker, train
 from partitions import encoded
@@ -299,3 +301,20 @@ def test_early_stopping_begins_anew_with_other_validation_rows(data: Path) -> No
     judged = json.loads((folders.checkpoint / "stopping.json").read_text())["history"]
     assert [epoch for epoch, _ in judged] == [2, 3]
     assert max(auc for _, auc in judged) < 0.6
+
+
+def test_rows_are_judged_few_at_a_time(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The units of a block of 65,536 rows would be more memory than training takes."""
+    folders = RankerFolders(data / "run")
+    train(folders, config_of(data), TrainConfig(threads=1, epochs=1))
+    model = TrainedRanker(folders.checkpoint).model
+    rows = Encoding.prepare(folders.encoded, config_of(data)).open(TRAIN)
+    whole = model(rows.read(0, ROWS)[0]).numpy()
+    sizes: list[int] = []
+    forward = WideDeep.forward
+    monkeypatch.setattr(
+        WideDeep, "forward", lambda self, rows: sizes.append(len(rows)) or forward(self, rows)
+    )
+    logits, labels, weight = ranker.predict(model, rows)
+    np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
+    assert len(labels) == len(weight) == sum(sizes) == ROWS and max(sizes) <= 1024
