@@ -29,8 +29,8 @@ from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import TRAIN, VALID, examples
 from embedsvc.ranking.onnx_export import export
 from embedsvc.ranking.quantization import quantized
+from embedsvc.ranking.trained import TrainedRanker
 from embedsvc.training.pruning import prune
-from embedsvc.training.ranker import TrainedRanker
 from partitions import published, ranker_files
 from partitions.encoded import BLOCK_ROWS, EncodedFile
 from partitions.errors import ConfigError, DataError

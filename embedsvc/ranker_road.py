@@ -21,7 +21,7 @@ from partitions.progress import rows_bar
 
 if TYPE_CHECKING:
     from embedsvc.publish_ranker import Variant
-    from embedsvc.training.ranker import TrainedRanker
+    from embedsvc.ranking.trained import TrainedRanker
     from embedsvc.training.trainer import TrainReport
 
 EVALUATION = "evaluation.json"
@@ -88,7 +88,7 @@ class RankerRoad:
 
     def evaluate(self, *, if_needed: bool = False) -> dict[str, Any]:
         from embedsvc.evaluation.rankers import judge
-        from embedsvc.training.ranker import TrainedRanker
+        from embedsvc.ranking.trained import TrainedRanker
 
         split = self.settings.table("eval", EvalConfig).split
         if not getattr(self.config, split):
@@ -137,7 +137,7 @@ class RankerRoad:
 
     def publish(self, *, if_needed: bool = False) -> None:
         from embedsvc.publish_ranker import Rows, publish
-        from embedsvc.training.ranker import TrainedRanker
+        from embedsvc.ranking.trained import TrainedRanker
 
         config = self.settings.table("publish", PublishConfig)
         config.check(self.settings.name, config.OF_GRAPHS, "with [ranker]")

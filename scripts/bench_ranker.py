@@ -124,7 +124,8 @@ def ours(
     from embedsvc.evaluation.clicks import auc
     from embedsvc.ranking.config import RankerConfig
     from embedsvc.ranking.encoding import Encoding, examples
-    from embedsvc.training.ranker import RankerFolders, TrainedRanker, train
+    from embedsvc.ranking.trained import TrainedRanker
+    from embedsvc.training.ranker import RankerFolders, train
     from partitions.memory import peak_bytes
 
     config = RankerConfig.model_validate(

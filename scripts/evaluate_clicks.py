@@ -218,6 +218,7 @@ class Trained:
 
 
 def trained(data: Dataset, overrides: Sequence[str], seed: int) -> Trained:
+    from embedsvc.ranking.trained import TrainedRanker
     from embedsvc.training import ranker
 
     folders = ranker.RankerFolders(data.folder / "ranker")
@@ -227,7 +228,7 @@ def trained(data: Dataset, overrides: Sequence[str], seed: int) -> Trained:
     changed = [*overrides, f"train.seed={seed}", f"train.threads={THREADS}"]
     report = ranker.train(folders, config, data.table("train", changed))
     seconds = perf_counter() - start
-    found = ranker.TrainedRanker(folders.checkpoint)
+    found = TrainedRanker(folders.checkpoint)
     parts = [
         found.probabilities(found.features.encode(batch))[:, 0]
         for batch in data.test.combine_chunks().to_batches(max_chunksize=65536)

@@ -12,7 +12,7 @@ from embedsvc.evaluation import clicks
 from embedsvc.evaluation.clicks import Clicks
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import examples
-from embedsvc.training.ranker import TrainedRanker
+from embedsvc.ranking.trained import TrainedRanker
 from partitions.features.columns import Where, column_of
 
 _BASELINE = "share of ones"  # said of every row

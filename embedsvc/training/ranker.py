@@ -23,14 +23,17 @@ from numpy.typing import NDArray
 
 from embedsvc.config import TrainConfig
 from embedsvc.evaluation.clicks import auc
-from embedsvc.graph.fast import num_cores
 from embedsvc.ranking import stored
-from embedsvc.ranking.calibration import Calibration, Kind, fit
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import TRAIN, VALID, Encoding
-from embedsvc.ranking.slots import Ftrl
-from embedsvc.ranking.wide_deep import Deep, Wide, WideDeep
-from embedsvc.trained import settings_of as settings_in
+from embedsvc.ranking.trained import (
+    CALIBRATION,
+    FEATURES,
+    TrainedRanker,
+    model_of,
+    name_of,
+    predict,
+)
 from embedsvc.training import stopping
 from embedsvc.training.ledger import Ledger
 from embedsvc.training.loop import train_leases
@@ -38,19 +41,16 @@ from embedsvc.training.ranker_plan import RankerPlan, plan_ranker
 from embedsvc.training.stopping import EarlyStopping, Judge
 from embedsvc.training.trainer import METRICS, TrainReport
 from partitions import durable
-from partitions.checkpoint import BEST, MANIFEST, Checkpoint, CheckpointManifest
-from partitions.encoded import BLOCK_ROWS, EncodedFile
+from partitions.checkpoint import Checkpoint, CheckpointManifest
+from partitions.encoded import BLOCK_ROWS
 from partitions.errors import ConfigError, DataError
-from partitions.features import Encoded, Features, Layout, joined
+from partitions.features import Encoded, joined
 from partitions.schedule import Lease, Schedule
 from partitions.schema import Bucket
 
 logger = logging.getLogger(__name__)
 
-FEATURES = "features"  # beside a checkpoint: what its ids mean
-CALIBRATION = "calibration.json"
 WINDOW_BLOCKS = 16  # a million rows
-_PREDICTED = 1024  # rows at once
 _COVERED = {"epochs", "seed", "threads", "commit_every_s", "memory_mb", "early_stopping"}
 _COVERED |= {"tensorboard", "page_cache"}
 _FREE = {"train", "valid", "test", "user", "calibration", "start_from"}  # may change in a resume
@@ -117,59 +117,6 @@ def plan_of(encoding: Encoding, config: RankerConfig) -> RankerPlan:
     return plan_ranker(encoding, config, WINDOW_BLOCKS * BLOCK_ROWS)
 
 
-def model_of(
-    layout: Layout, config: RankerConfig, positive_weight: list[float], train: TrainConfig
-) -> WideDeep:
-    """The model that the settings describe, before it has learnt."""
-    names = [slot.name for slot in layout.slots]
-    wide = deep = None
-    if config.wide.enabled:
-        chosen = config.wide.features
-        ftrl = Ftrl(config.wide.alpha, config.wide.beta, config.wide.l1, config.wide.l2)
-        wide = Wide(
-            frozenset(n for n in names if chosen is None or n in chosen),
-            layout.dense_of(chosen),
-            ftrl,
-        )
-    if config.deep.enabled:
-        deep = _deep(layout, config)
-    return WideDeep(
-        layout,
-        wide,
-        deep,
-        num_tasks=len(config.labels),
-        positive_weight=positive_weight,
-        threads=train.threads or num_cores(),
-        seed=train.seed % (1 << 63),  # as torch takes it
-    )
-
-
-def _deep(layout: Layout, config: RankerConfig) -> Deep:
-    chosen, deep = config.deep.features, config.deep
-    embedded = [
-        slot.name
-        for slot in layout.slots
-        if (slot.name in chosen if chosen is not None else slot.name not in layout.crosses)
-    ]
-    towers = None
-    if deep.towers is not None:
-        towers = frozenset(deep.towers[0]), frozenset(deep.towers[1])
-        embedded = [name for name in embedded if name in towers[0] | towers[1]]
-    return Deep(
-        {name: deep.dims.get(name, deep.dim) for name in embedded},
-        layout.dense_of(chosen),
-        tuple(deep.hidden),
-        deep.dropout,
-        deep.optimizer,
-        deep.lr,
-        deep.row_optimizer,
-        deep.row_lr,
-        deep.l2,
-        deep.init_scale,
-        towers,
-    )
-
-
 def settings_of(config: RankerConfig, train: TrainConfig) -> dict[str, Any]:
     return {"ranker": config.model_dump(mode="json"), "train": train.model_dump(mode="json")}
 
@@ -201,7 +148,7 @@ class _Trainer:
         weights = positive_weights(config, encoding)
         self.model = model_of(encoding.features.layout, config, weights, train)
         if self.resumed:
-            optimizer = _name_of(config.deep.row_optimizer)
+            optimizer = name_of(config.deep.row_optimizer)
             stored.read_tables(self.model, self.checkpoint, manifest.tables, optimizer)
             stored.load_arrays(self.model, self.checkpoint.read_parameters(manifest.parameters))
         else:
@@ -295,7 +242,7 @@ class _Trainer:
         """Write what was learnt and the manifest that names it; then the windows count as done."""
         token = max(lease.token for lease in leases)
         tables = stored.write_tables(
-            self.model, self.checkpoint, token, _name_of(self.config.deep.row_optimizer)
+            self.model, self.checkpoint, token, name_of(self.config.deep.row_optimizer)
         )
         arrays = stored.arrays_of(self.model)
         parameters = self.checkpoint.write_parameters(token, arrays)
@@ -341,23 +288,6 @@ def positive_weights(config: RankerConfig, encoding: Encoding) -> list[float]:
     return [rest / max(clicked, 1e-9) for clicked, rest in encoding.balance]
 
 
-def predict(model: WideDeep, rows: EncodedFile) -> tuple[Floats, Floats, Floats]:
-    """Logits [n, T], labels [n, T] and weights [n] of all rows, read block by block."""
-    model.eval()
-    parts = []
-    for first in range(0, len(rows), BLOCK_ROWS):
-        batch, labels, weight = rows.read(first, min(first + BLOCK_ROWS, len(rows)))
-        starts = range(0, len(batch), _PREDICTED)  # a whole block has many units
-        found = [model(batch.slice(at, min(at + _PREDICTED, len(batch)))).numpy() for at in starts]
-        parts.append((np.concatenate(found), labels, weight))
-    logits, labels, weight = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return logits, labels, weight
-
-
-def _name_of(spec: str | dict[str, Any]) -> str:
-    return spec if isinstance(spec, str) else str(spec["name"])
-
-
 def _check_resumable(
     manifest: CheckpointManifest, encoding: Encoding, settings: dict[str, Any], path: Path
 ) -> None:
@@ -381,69 +311,3 @@ def _check_resumable(
             f"{path} was trained on other rows than ranker.train names now: {remedy} "
             "ranker.start_from begins with what was learnt."
         )
-
-
-class TrainedRanker:
-    """A ranker as it was committed: the best commit where there is one, else the newest."""
-
-    def __init__(self, folder: Path) -> None:
-        """folder: of a checkpoint. Raises DataError where it is none, or damaged."""
-        self.checkpoint = Checkpoint(folder)
-        name = BEST if self.checkpoint.has_best else MANIFEST
-        manifest = self.checkpoint.read_manifest(name)
-        if "ranker" not in manifest.config:
-            raise DataError(f"{folder} is no ranker's checkpoint: it was trained without [ranker].")
-        self.checkpoint.verify(manifest)
-        self.digest = durable.sha256_of(folder / name)
-        path = folder / name
-        self.config = settings_in(manifest, path, "ranker", RankerConfig)
-        train = settings_in(manifest, path, "train", TrainConfig)
-        self.seed = train.seed
-        self.features = Features.load(folder / FEATURES)
-        arrays = self.checkpoint.read_parameters(manifest.parameters)
-        self.positive_weight: Floats = arrays["positive_weight"]
-        self.model = model_of(
-            self.features.layout, self.config, self.positive_weight.tolist(), train
-        )
-        optimizer = _name_of(self.config.deep.row_optimizer)
-        stored.read_tables(self.model, self.checkpoint, manifest.tables, optimizer)
-        stored.load_arrays(self.model, arrays)
-        self.model.eval()
-        self.calibrated: Kind = "none"  # how: it may have been chosen after the checkpoint
-        self.calibration = [Calibration() for _ in self.config.labels]
-        self._calibration_file = folder / CALIBRATION
-        if self._calibration_file.exists():
-            found = durable.read_json(self._calibration_file, "Run embedsvc train again.")
-            if found.get("checkpoint") == self.digest:
-                self.calibrated = found["kind"]
-                self.calibration = [Calibration.from_json(task) for task in found["tasks"]]
-
-    def logits(self, batch: Encoded) -> NDArray[np.float64]:
-        """[n, T], of ones and zeros as often as they are."""
-        return self.without_weight(self.model(batch).numpy())
-
-    def without_weight(self, logits: Floats) -> NDArray[np.float64]:
-        return logits.astype(np.float64) - np.log(self.positive_weight.astype(np.float64))
-
-    def probabilities(self, batch: Encoded) -> NDArray[np.float64]:
-        """[n, T]"""
-        logits = self.logits(batch)
-        tasks = [found(z) for found, z in zip(self.calibration, logits.T, strict=True)]
-        return np.stack(tasks, 1)
-
-    def calibrate(self, kind: Kind, rows: EncodedFile) -> None:
-        """By the validation rows; kept beside the checkpoint."""
-        self.calibrated = kind
-        self.calibration = self.calibrated_by(rows)
-        tasks = [c.as_json() for c in self.calibration]
-        content = {"checkpoint": self.digest, "kind": kind, "tasks": tasks}
-        durable.write_json(self._calibration_file, content)
-
-    def calibrated_by(self, rows: EncodedFile) -> list[Calibration]:
-        raw, labels, weight = predict(self.model, rows)
-        logits = self.without_weight(raw)
-        kind, tasks = self.calibrated, range(len(self.config.labels))
-        return [
-            fit(kind, logits[:, t], labels[:, t].astype(np.float64), weight.astype(np.float64))
-            for t in tasks
-        ]

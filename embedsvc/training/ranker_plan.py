@@ -10,7 +10,7 @@ from partitions.features import Slot
 from partitions.memory import available_bytes
 
 _PROCESS_BYTES = 560_000_000  # interpreter, libraries and compiled kernels, as measured
-_COPIES = 3  # of a window: as read, end to end, and shuffled
+_COPIES = 4  # of a window: as read, of which the file's pages count, end to end, and shuffled
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import pytest
 
 from embedsvc import publish_ranker
 from embedsvc.config import PublishConfig
-from embedsvc.training.ranker import TrainedRanker
+from embedsvc.ranking.trained import TrainedRanker
 from partitions import published
 from partitions.errors import ConfigError, DataError
 from partitions.ranker_files import RankerFiles

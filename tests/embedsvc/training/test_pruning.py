@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from embedsvc.evaluation.clicks import auc
+from embedsvc.ranking.trained import TrainedRanker, predict
 from embedsvc.training import pruning
 from embedsvc.training.pruning import prune, zeros_at
-from embedsvc.training.ranker import TrainedRanker, predict
 from partitions.encoded import EncodedFile
 from partitions.errors import ConfigError
 from tests.toy_ranker import road, write_rows

@@ -16,9 +16,10 @@ from embedsvc.config import TrainConfig
 from embedsvc.evaluation.rankers import judge
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import TRAIN, Encoding
+from embedsvc.ranking.trained import TrainedRanker, predict
 from embedsvc.ranking.wide_deep import WideDeep
 from embedsvc.training import ranker
-from embedsvc.training.ranker import RankerFolders, TrainedRanker, train
+from embedsvc.training.ranker import RankerFolders, train
 from partitions import encoded
 from partitions.errors import ConfigError, DataError
 
@@ -315,6 +316,6 @@ def test_rows_are_judged_few_at_a_time(data: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         WideDeep, "forward", lambda self, rows: sizes.append(len(rows)) or forward(self, rows)
     )
-    logits, labels, weight = ranker.predict(model, rows)
+    logits, labels, weight = predict(model, rows)
     np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
     assert len(labels) == len(weight) == sum(sizes) == ROWS and max(sizes) <= 1024
