@@ -4,6 +4,7 @@ A version goes live only after the written files, read back as a server reads th
 queries' exact answers.
 """
 
+import logging
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -12,6 +13,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -19,11 +21,14 @@ from numpy.typing import NDArray
 
 from embedsvc.config import PublishConfig
 from embedsvc.graph.comparators import L2, Comparator
+from embedsvc.ranking.tower_onnx import HISTORY, QUERY, export_tower
 from embedsvc.trained import Trained
+from embedsvc.training.askers import Askers
 from partitions import published
 from partitions.errors import DataError
 from partitions.graph import slots_of
 from partitions.published import (
+    TOWER,
     Draft,
     Index,
     Manifest,
@@ -33,6 +38,8 @@ from partitions.published import (
     PublishedVersion,
 )
 from partitions.schema import SPLITS
+
+logger = logging.getLogger(__name__)
 
 _GOLDEN_K = 10
 _TOLERANCE = 1e-4  # relative, between a float32 index and the float64 truth
@@ -53,6 +60,8 @@ def publish(
     with published.new_version(root) as draft:
         entity_types = [_write_entities(trained, draft, name) for name in trained.entity_types]
         relations = _write_relations(trained, draft, recommend)
+        if trained.askers is not None:
+            _write_tower(trained.askers, draft)
         draft.write_json("config.json", settings)
         draft.write_json("metrics.json", metrics)
         draft.write_json("golden.json", _golden_queries(trained, recommend, config.golden))
@@ -154,6 +163,33 @@ def _write_relations(
     if params:
         draft.write_tensors("relations.safetensors", params)
     return relations
+
+
+def _write_tower(askers: Askers, draft: Draft) -> None:
+    """Without its rows, which are more than a file holds, there is no file; which is said."""
+    learnt = askers.rows.of(np.arange(askers.graph.num_entities(askers.rows.name)))
+    try:
+        made = export_tower(askers.tower, *learnt, askers.newest).SerializeToString()
+    except DataError as error:
+        logger.warning("%s It is left out of the version; all else is there.", error)
+        return
+    _check_tower(askers, made)
+    draft.write_bytes(TOWER, made)
+
+
+def _check_tower(askers: Askers, made: bytes) -> None:
+    """Its answers for some who ask are their published vectors."""
+    count = askers.graph.num_entities(askers.relation.lhs)
+    who = np.unique(np.linspace(0, count - 1, min(64, count)).astype(np.int64))
+    session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
+    [found] = session.run([QUERY], {HISTORY: askers.histories_of(who)})
+    wanted = askers.vectors(who)
+    gap = float(np.abs(found - wanted).max(initial=0.0))
+    if not gap <= _TOLERANCE * np.abs(wanted).max(initial=1e-6):
+        raise DataError(
+            f"{TOWER} is off by {gap:.3g} from the tower that was trained: the version is not "
+            "published. Report this with the config."
+        )
 
 
 def _served(compare: Comparator) -> Comparator:

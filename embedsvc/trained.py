@@ -113,6 +113,11 @@ class Trained:
         return found
 
     @property
+    def askers(self) -> Askers | None:
+        """Who makes the vectors of the lhs, where [output] learnt a tower for them."""
+        return self._askers
+
+    @property
     def relations(self) -> list[RelationType]:
         """Those that were learnt: all, or the one of [output]."""
         if self.output is None:

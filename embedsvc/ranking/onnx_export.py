@@ -11,28 +11,25 @@ logit, and the calibration is part of the graph.
 
 Tables of one width are laid end to end and read by one Gather, an id going by its slot's first row:
 200 rows take so little time that a node's own cost counts. A bag's table ends in a row of zeros,
-which is what -1 finds. All operators are of opset 17, and onnxruntime-web has them.
+which is what -1 finds.
 """
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto
 from torch import nn
 
 from embedsvc.ranking.calibration import Calibration
+from embedsvc.ranking.onnx_graph import MAX_BYTES, OnnxGraph, Told
 from embedsvc.ranking.slots import SlotTable
 from embedsvc.ranking.wide_deep import Body, Towers, WideDeep
 from partitions.errors import ConfigError, DataError
 from partitions.ranker_files import BAG, DENSE, LOGIT, PROBABILITY, SINGLE
-
-OPSET, IR_VERSION = 17, 8  # of 2022: old runtimes read it too
-MAX_BYTES = (1 << 31) - (1 << 20)  # of a protobuf message, less what is no table
 
 
 def export(model: WideDeep, calibration: Sequence[Calibration]) -> onnx.ModelProto:
@@ -50,51 +47,17 @@ def export(model: WideDeep, calibration: Sequence[Calibration]) -> onnx.ModelPro
     return graph.finish(model)
 
 
-class _Graph:
-    """Nodes and constants as they come; what a node makes has a name of its own."""
-
-    def __init__(self) -> None:
-        self._nodes: list[onnx.NodeProto] = []
-        self._constants: list[onnx.TensorProto] = []
-
-    def node(self, kind: str, *inputs: str, named: str | None = None, **attributes: Any) -> str:
-        name = named or f"{kind.lower()}{len(self._nodes)}"
-        self._nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
-        return name
-
-    def constant(self, values: Any, kind: Any = np.float32) -> str:
-        name = f"c{len(self._constants)}"
-        array = np.ascontiguousarray(values, kind)
-        self._constants.append(numpy_helper.from_array(array, name))
-        return name
-
-    def columns(self, of: str, wanted: Sequence[int], total: int) -> str:
-        """Columns of [n, total], as they are where all are wanted in their order."""
-        if list(wanted) == list(range(total)):
-            return of
-        return self.node("Gather", of, self.constant(wanted, np.int64), axis=1)
-
-    def sum(self, of: str, axis: int, *, keep: bool = False) -> str:
-        axes = self.constant([axis], np.int64)
-        return self.node("ReduceSum", of, axes, keepdims=int(keep))
-
+class _Graph(OnnxGraph):
     def finish(self, model: WideDeep) -> onnx.ModelProto:
         whole, real, layout = TensorProto.INT32, TensorProto.FLOAT, model.layout
-        inputs: list[tuple[str, int, Sequence[str | int]]] = []
+        inputs: list[Told] = []
         if layout.num_single:
             inputs.append((SINGLE, whole, ("n", layout.num_single)))
         inputs += [(f"{BAG}{at}", whole, ("n", f"l{at}")) for at in range(layout.num_bags)]
         if layout.dense:
             inputs.append((DENSE, real, ("n", len(layout.dense))))
         outputs = [(name, real, ("n", model.num_tasks)) for name in (LOGIT, PROBABILITY)]
-        told, said = (
-            [helper.make_tensor_value_info(*part) for part in parts] for parts in (inputs, outputs)
-        )
-        graph = helper.make_graph(self._nodes, "ranker", told, said, self._constants)
-        opset = [helper.make_opsetid("", OPSET)]
-        made = helper.make_model(graph, opset_imports=opset, producer_name="embedsvc")
-        made.ir_version = IR_VERSION
-        return made
+        return self.made("ranker", inputs, outputs)
 
 
 class _Exporter:

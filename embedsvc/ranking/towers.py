@@ -9,15 +9,20 @@ Letters: B batch, D dimension, L places of a history.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from embedsvc.ranking.row_embedding import RowEmbedding
 from partitions.errors import ConfigError, DataError
 from partitions.registry import Registry
+
+if TYPE_CHECKING:
+    from embedsvc.ranking.onnx_graph import OnnxGraph
 
 
 class Pooling(Protocol):
@@ -29,14 +34,36 @@ class Pooling(Protocol):
     def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
         """[B, D]; 0 for a history of nothing but padding."""
 
+    def export(self, graph: "OnnxGraph", rows: str, there: str, learnt: nn.ParameterDict) -> str:
+        """The same in ONNX, L at least 1. there: float32 [B, L], 1 where an item is; rows: float32
+        [B, L, D], 0 where none is."""
+
 
 POOLINGS: Registry[Pooling] = Registry("pooling")
+
+_INT32, _INT64 = 6, 7  # as ONNX numbers types
 
 
 def places_from_newest(history_BL: Tensor) -> Tensor:
     """int64 [B, L]: how many items came after that of each place; padding is no item."""
     there = (history_BL >= 0).long()
     return there.flip(1).cumsum(1).flip(1) - there
+
+
+def _after(graph: "OnnxGraph", there: str) -> str:
+    """float32 [B, L]: `places_from_newest` in ONNX."""
+    return graph.node("CumSum", there, graph.constant(1, np.int64), exclusive=1, reverse=1)
+
+
+def _weighted(graph: "OnnxGraph", rows: str, weight: str) -> str:
+    """sum over l of weight[b, l] row[b, l] in ONNX."""
+    weight = graph.node("Unsqueeze", weight, graph.constant([2], np.int64))
+    return graph.sum(graph.node("Mul", weight, rows), 1)
+
+
+def _at_least_1(graph: "OnnxGraph", weight: str) -> str:
+    """[B, 1]: the sum of weights in ONNX; with nothing there any number will do."""
+    return graph.node("Max", graph.sum(weight, 1, keep=True), graph.constant(1.0))
 
 
 @POOLINGS.add("mean")
@@ -49,6 +76,9 @@ class Mean:
 
     def __call__(self, table: RowEmbedding, history_BL: Tensor, learnt: nn.ParameterDict) -> Tensor:
         return table.pooled(history_BL)
+
+    def export(self, graph: "OnnxGraph", rows: str, there: str, learnt: nn.ParameterDict) -> str:
+        return graph.node("Div", graph.sum(rows, 1), _at_least_1(graph, there))
 
 
 @POOLINGS.add("recency")
@@ -70,6 +100,12 @@ class Recency:
         # The newest weighs 1, so only where there is none the sum is less.
         return table.pooled(history_BL, weight_BL / weight_BL.sum(1, keepdim=True).clamp(min=1))
 
+    def export(self, graph: "OnnxGraph", rows: str, there: str, learnt: nn.ParameterDict) -> str:
+        weight = graph.node("Pow", graph.constant(self.decay), _after(graph, there))
+        weight = graph.node("Mul", weight, there)
+        share = graph.node("Div", weight, _at_least_1(graph, weight))
+        return _weighted(graph, rows, share)
+
 
 @POOLINGS.add("max")
 @dataclass(frozen=True)
@@ -88,6 +124,14 @@ class Max:
             return rows_BLD.sum(1)
         found = rows_BLD.masked_fill(~there, -torch.inf).amax(1)
         return found.masked_fill(~there.any(1), 0)
+
+    def export(self, graph: "OnnxGraph", rows: str, there: str, learnt: nn.ParameterDict) -> str:
+        each = graph.node("Unsqueeze", there, graph.constant([2], np.int64))
+        each = graph.node("Greater", each, graph.constant(0.0))
+        kept = graph.node("Where", each, rows, graph.constant(-np.inf))
+        found = graph.node("ReduceMax", kept, axes=[1], keepdims=0)
+        some = graph.node("Greater", graph.sum(there, 1, keep=True), graph.constant(0.0))
+        return graph.node("Where", some, found, graph.constant(0.0))
 
 
 @POOLINGS.add("attention")
@@ -118,6 +162,18 @@ class Attention:
         # Finite, so that a history of nothing has no NaN; its weights are 0 after all.
         share_BL = score_BL.masked_fill(~there, -1e30).softmax(1) * there
         return (share_BL[:, :, None] * rows_BLD).sum(1)
+
+    def export(self, graph: "OnnxGraph", rows: str, there: str, learnt: nn.ParameterDict) -> str:
+        query, place = (learnt[name].detach().numpy() for name in ("query", "place"))
+        scaled = graph.constant(query[:, None] * len(query) ** -0.5)
+        score = graph.node("MatMul", rows, scaled)
+        score = graph.node("Squeeze", score, graph.constant([2], np.int64))
+        after = graph.node("Cast", _after(graph, there), to=_INT64)
+        score = graph.node("Add", score, graph.node("Gather", graph.constant(place), after))
+        none = graph.node("Less", there, graph.constant(0.5))
+        score = graph.node("Where", none, graph.constant(-1e30), score)
+        share = graph.node("Mul", graph.node("Softmax", score, axis=1), there)
+        return _weighted(graph, rows, share)
 
 
 @POOLINGS.add("gru")
@@ -167,6 +223,42 @@ class Gru:
         _, last = torch.gru(packed.data, packed.batch_sizes, start, learnt, *shape)
         pooled_BD = rows.new_zeros(len(num_B), rows.shape[2])
         return pooled_BD.index_copy(0, some, last[0][packed.unsorted_indices])
+
+    def export(self, graph: "OnnxGraph", rows: str, there: str, learnt: nn.ParameterDict) -> str:
+        # The oldest first and padding after them, by how many came after; ONNX reads [L, B, D].
+        none = graph.node("Less", there, graph.constant(0.5))
+        key = graph.node("Where", none, graph.constant(-1.0), _after(graph, there))
+        length = graph.node("Shape", there, start=1, end=2)
+        first = graph.node("TopK", key, length, axis=1, output=1)
+        first = graph.node("Unsqueeze", first, graph.constant([2], np.int64))
+        first = graph.node("Expand", first, graph.node("Shape", rows))
+        steps = graph.node("GatherElements", rows, first, axis=1)
+        steps = graph.node("Transpose", steps, perm=[1, 0, 2])
+        # With a row more, of one step: onnxruntime 1.31 crashes where it has no step to take.
+        one_row = graph.constant([0, 0, 0, 0, 1, 0], np.int64)
+        steps = graph.node("Pad", steps, one_row)
+        sizes = graph.sum(there, 1)
+        sizes = graph.node("Pad", sizes, graph.constant([0, 1], np.int64), graph.constant(1.0))
+        sizes = graph.node("Cast", sizes, to=_INT32)
+        weights = [graph.constant(part[None]) for part in self._in_onnx(learnt)]
+        dim = learnt["state_weight"].shape[1]
+        settings = {"hidden_size": dim, "linear_before_reset": 1, "output": 1}
+        last = graph.node("GRU", steps, *weights, sizes, **settings)
+        last = graph.node("Squeeze", last, graph.constant([0], np.int64))
+        rows_asked = [graph.constant([at], np.int64) for at in (0, -1, 0)]
+        last = graph.node("Slice", last, *rows_asked)
+        some = graph.node("Greater", graph.sum(there, 1, keep=True), graph.constant(0.0))
+        return graph.node("Where", some, last, graph.constant(0.0))
+
+    def _in_onnx(self, learnt: nn.ParameterDict) -> list[NDArray[np.float32]]:
+        """Weights of rows, of the state, and both biases; the gates in the order z, r, n."""
+
+        def ordered(name: str) -> NDArray[np.float32]:
+            r, z, n = np.split(learnt[name].detach().numpy(), 3)
+            return np.concatenate([z, r, n])
+
+        biases = np.concatenate([ordered("row_bias"), ordered("state_bias")])
+        return [ordered("row_weight"), ordered("state_weight"), biases]
 
 
 class HistoryTower(nn.Module):

@@ -104,7 +104,8 @@ class Askers:
         return histories(self.graph, self.relation.name, self.known)
 
     @cached_property
-    def _tower(self) -> HistoryTower:
+    def tower(self) -> HistoryTower:
+        """But for its rows."""
         longest = int(np.diff(self._histories.starts).max(initial=1))
         tower = make_tower(self.output, self.config, longest).eval()
         with torch.no_grad():
@@ -120,11 +121,23 @@ class Askers:
             out[places, :-1] = self._x_of(self._histories.newest(who[places], width))
         return out
 
+    @property
+    def newest(self) -> int | None:
+        """So many events of each count; None: all."""
+        examples = EXAMPLES.build(self.output.examples)
+        return examples.max_history if isinstance(examples, NextItem) else None
+
+    def histories_of(self, who: Ids) -> Ids:
+        """int64 [len(who), the longest]: what the tower makes their vectors of; -1 is padding."""
+        starts = self._histories.starts
+        longest = int((starts[who + 1] - starts[who]).max(initial=1))
+        return self._histories.newest(who, min(longest, self.tower.max_history))
+
     def _blocks(self, who: Ids) -> Iterator[tuple[Ids, int]]:
         """Places in `who`, and the length of the longest history there. Those of about one length
         are together: the others are padded."""
         starts = self._histories.starts
-        sizes = np.clip(starts[who + 1] - starts[who], 1, self._tower.max_history)
+        sizes = np.clip(starts[who + 1] - starts[who], 1, self.tower.max_history)
         order, at = np.argsort(-sizes, kind="stable"), 0
         while at < len(order):
             width = int(sizes[order[at]])
@@ -136,7 +149,7 @@ class Askers:
     def _x_of(self, history_BL: Ids) -> Floats:
         items, at = np.unique(history_BL, return_inverse=True)
         rows, learnt = self.rows.of(items)
-        self._tower.table.weight.data = torch.from_numpy(rows)
+        self.tower.table.weight.data = torch.from_numpy(rows)
         # -1 is padding, as is what nobody learnt, whose row would be noise.
         places = np.where(learnt, np.cumsum(learnt) - 1, -1)[at].reshape(history_BL.shape)
-        return np.asarray(self._tower(torch.from_numpy(places)).numpy())
+        return np.asarray(self.tower(torch.from_numpy(places)).numpy())

@@ -1,19 +1,26 @@
 """Who asks is a vector of what he had before the moment he is asked about, whatever was trained."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
 
+from embedsvc import publish as publishing
 from embedsvc.config import OutputConfig, PublishConfig, TrainConfig
 from embedsvc.evaluation.recommend import evaluate_lists
 from embedsvc.export import export
 from embedsvc.publish import publish
+from embedsvc.ranking import tower_onnx
+from embedsvc.ranking.tower_onnx import export_tower
+from embedsvc.ranking.towers import HistoryTower
 from embedsvc.trained import Trained
 from embedsvc.training import askers, outputs
 from embedsvc.training.askers import known_before, make_tower
@@ -32,6 +39,7 @@ TOWERS: list[dict[str, Any]] = [
     {"tower": "max"},
     {"tower": "attention", "hidden": 5},
     {"examples": {"name": "skip_gram", "window": 2}},
+    {"tower": "gru"},
 ]
 
 
@@ -153,6 +161,57 @@ def test_vectors_are_those_of_the_tower_of_each_history(
 def test_nobody_asked_about_gets_no_vector(graph: Graph, trained_folders: list[Path]) -> None:
     found = Trained(graph, trained_folders[0]).gather("user", np.empty(0, np.int64))
     assert found.shape == (0, DIM + 1)
+
+
+@pytest.mark.parametrize("at", range(len(TOWERS)))
+def test_the_published_tower_finds_the_lists_of_evaluation(
+    at: int, graph: Graph, trained_folders: list[Path], tmp_path: Path
+) -> None:
+    """By onnxruntime and the published index alone, from histories of published ids."""
+    trained = Trained(graph, trained_folders[at])
+    publish(trained, tmp_path, PublishConfig(), {}, {})
+    version = published.open_version(tmp_path)
+    assert version.manifest.files["tower.onnx"].bytes
+    session = onnxruntime.InferenceSession(bytes(version.file("tower.onnx")))
+    index = faiss.deserialize_index(np.array(version.index("item", "score")))
+    hits = []
+    for user in range(NUM_USERS):
+        seen = clicks_of(graph, user, ("train", "valid"))
+        history = np.array([[-1, *seen]])
+        [query] = session.run(["query"], {"history": history})
+        wanted = trained.before("test").gather("user", np.array([user])).numpy()
+        np.testing.assert_allclose(query, wanted, rtol=1e-5, atol=1e-5)
+        listed = [i for i in index.search(query, NUM_ITEMS)[1][0].tolist() if i not in seen][:3]
+        if goals := set(clicks_of(graph, user, ("test",))) - set(seen):
+            hits.append(len(goals & set(listed)) / len(goals))
+    assert np.mean(hits) == pytest.approx(evaluate_lists(trained, "clicks", "test", 3).recall)
+
+
+def test_a_tower_that_answers_otherwise_is_not_published(
+    graph: Graph, trained_folders: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def other(tower: HistoryTower, *rest: Any) -> Any:
+        tower = deepcopy(tower)
+        tower.bias.data += 1
+        return export_tower(tower, *rest)
+
+    monkeypatch.setattr(publishing, "export_tower", other)
+    with pytest.raises(DataError, match=r"tower\.onnx is off by 1 .* not published"):
+        publish(Trained(graph, trained_folders[0]), tmp_path, PublishConfig(), {}, {})
+    assert not published.versions(tmp_path)
+
+
+def test_rows_too_many_for_a_file_are_told_and_the_rest_is_published(
+    graph: Graph,
+    trained_folders: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(tower_onnx, "MAX_BYTES", 100)
+    publish(Trained(graph, trained_folders[0]), tmp_path, PublishConfig(), {}, {})
+    assert "It is left out of the version" in caplog.text
+    assert "tower.onnx" not in published.open_version(tmp_path).manifest.files
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
