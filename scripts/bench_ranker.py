@@ -16,8 +16,8 @@ peer is DeepCTR-Torch's WDL, compiled with Adam at its default rate.
 A JSON line a network: examples_per_s of training, without reading and encoding (prepare_s, which
 the peer leaves to its caller); peak_mb of the process; auc of the test rows; ratio: ours by the
 peer's speed, and cpu_ratio the same of CPU seconds, which a busy machine changes less (ours count
-reading and writing too); auc_less_peer with its 95 % interval, by drawing users anew. Then what all have in
-common. Our settings were chosen on the validation part (docs/ranker.md).
+reading and writing too); auc_less_peer with its 95 % interval, by drawing users anew. Then what all
+have in common. Our settings were chosen on the validation part (docs/ranker.md).
 """
 
 import argparse

@@ -37,6 +37,7 @@ KEY_TYPES = {"text": TEXT, "integer": INTEGER}
 _EXPECTED = {"text": "text or a whole number", "integer": "a whole number"}
 
 
+_YEAR_10_000 = 253_402_300_800  # seconds since 1970
 _ORIGIN = b"embedsvc.origin"  # in a batch's metadata: the file that its rows are from
 
 
@@ -152,6 +153,8 @@ def _kind_of(values: Iterable[Any]) -> pa.DataType | None:
 
 
 def _guessed(values: NDArray[Any] | Sequence[Any], where: Where) -> pa.Array:
+    if isinstance(values, np.ndarray) and values.dtype in ("M8[h]", "M8[m]"):
+        values = values.astype("datetime64[s]")  # Arrow doesn't know hours and minutes
     try:
         return pa.array(values)
     except (pa.ArrowException, TypeError, ValueError, OverflowError):
@@ -396,4 +399,14 @@ def as_times(column: pa.Array, where: Where) -> pa.Array:
         row = pc.index(pc.and_(seconds.is_null(), column.is_valid()), True).as_py()
         expected = "seconds since 1970 or a date such as 2024-05-01T12:00:00Z"
         raise where.wrong(row, column[row].as_py(), expected, "Mend the row")
+    return _of_our_time(seconds, where)
+
+
+def _of_our_time(seconds: pa.Array, where: Where) -> pa.Array:
+    """Milliseconds, taken for seconds, are of the year 50,000 and have an hour all the same."""
+    found = pc.fill_null(seconds, 0).to_numpy(zero_copy_only=False)
+    if (odd := np.abs(found) >= _YEAR_10_000).any():
+        row = int(np.flatnonzero(odd)[0])
+        expected = "seconds since 1970, of a year before 10,000"
+        raise where.wrong(row, int(found[row]), expected, "Divide milliseconds by 1,000")
     return seconds
