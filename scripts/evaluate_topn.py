@@ -101,7 +101,7 @@ def measure(a: argparse.Namespace) -> Line:
         "method": a.methods[0].split(":")[0],
         **_quality(lists, goal[users]),
         **_as_strangers(fitted, known[users], goal[users]),
-        "coverage20": round(len(np.unique(lists[lists >= 0])) / known.shape[1], 4),
+        "coverage20": round(len(np.unique(lists[lists >= 0])) / len(np.unique(known.indices)), 4),
         "seconds": round(seconds, 2),
         "cpu_seconds": round(cpu_seconds, 2),
         "scoring_s": round(scoring_s, 2),

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from embedsvc.ranking.recommenders import binary
 from partitions.errors import DataError
 
+_GAPS = 100  # numbers for each that is used, at most
+
 
 @dataclass(frozen=True)
 class Split:
@@ -36,7 +38,8 @@ def read_split(folder: Path) -> Split:
             )
         pairs[name] = read_lists(path) if path else (np.empty(0, np.int64), np.empty(0, np.int64))
     num_users, num_items = (
-        1 + max(int(pair[at].max(initial=-1)) for pair in pairs.values()) for at in (0, 1)
+        _counted(folder, noun, np.concatenate([pair[at] for pair in pairs.values()]))
+        for at, noun in enumerate(("user", "item"))
     )
     return Split(
         **{
@@ -46,6 +49,17 @@ def read_split(folder: Path) -> Split:
             for name, (users, items) in pairs.items()
         }
     )
+
+
+def _counted(folder: Path, noun: str, numbers: NDArray[np.int64]) -> int:
+    """How many there are, gaps included, of which each costs a row."""
+    highest, distinct = int(numbers.max()), len(np.unique(numbers))
+    if highest > _GAPS * distinct + 1000:
+        raise DataError(
+            f"{folder}: {noun}s are numbered up to {highest}, but there are {distinct:,} of them: "
+            "number them from 0 on, without large gaps."
+        )
+    return highest + 1
 
 
 def read_lists(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -50,3 +50,10 @@ def test_a_missing_part_is_named(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_text("0 1\n")
     with pytest.raises(DataError, match=r"has no test.txt"):
         read_split(tmp_path)
+
+
+def test_numbers_with_large_gaps_are_refused_before_they_take_memory(tmp_path: Path) -> None:
+    (tmp_path / "train.txt").write_text("0 1 2\n1 2000000000\n")
+    (tmp_path / "test.txt").write_text("0 3\n")
+    with pytest.raises(DataError, match=r"items are numbered up to 2000000000, but there are 4"):
+        read_split(tmp_path)
