@@ -172,7 +172,8 @@ class _Trainer:
 
     def run(self) -> TrainReport:
         rows_left = self._rows_left()
-        with Ledger(self.checkpoint.path / METRICS, self.train.epochs) as ledger:
+        metrics = self.checkpoint.path / METRICS
+        with Ledger(metrics, self.train.epochs, edge="row", bucket="window") as ledger:
             train_leases(
                 self.schedule,
                 ledger,
