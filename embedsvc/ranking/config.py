@@ -1,9 +1,10 @@
 """`[ranker]`: what a Wide & Deep model learns, from which files."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from partitions.config import SourceConfig, Table
 from partitions.errors import ConfigError, did_you_mean
@@ -19,7 +20,19 @@ def _as_sources(value: Any) -> Any:
     return [{"path": one} if isinstance(one, str) else one for one in found]
 
 
+def _or_unset(value: Any) -> Any:
+    """An empty name is none: so an override can unset it, as in ranker.weight=""."""
+    return None if value == "" else value
+
+
+def _is_weight(value: Any) -> Any:
+    if value == "balanced" or (type(value) in (int, float) and 0 < value < math.inf):
+        return value
+    raise ValueError(f'expected a number above 0, or "balanced", found {value!r}')
+
+
 Sources = Annotated[list[SourceConfig], BeforeValidator(_as_sources)]
+Name = Annotated[str | None, BeforeValidator(_or_unset)]
 
 
 class WideConfig(Table):
@@ -96,11 +109,11 @@ class RankerConfig(Table):
     """Rows that `embedsvc eval` judges by."""
     labels: list[str] = Field(default=["label"])
     """Columns of 0 and 1, each a task of its own; missing: not known of that row."""
-    weight: str | None = None
+    weight: Name = None
     """Column of what a row counts; unset: 1."""
-    user: str | None = None
+    user: Name = None
     """Column of whose row it is, for metrics by user and intervals."""
-    positive_weight: Positive | Literal["balanced"] = 1.0
+    positive_weight: Annotated[float | Literal["balanced"], BeforeValidator(_is_weight)] = 1.0
     """What a row of label 1 counts in training; balanced: as much as all others together.
     Probabilities are mended afterwards."""
     calibration: Literal["none", "platt", "isotonic"] = "none"
@@ -128,7 +141,12 @@ class RankerConfig(Table):
             return self
         if not self.features:
             raise ValueError("features are missing: what to learn from")
-        if not self.labels or len(set(self.labels)) < len(self.labels):
+        try:
+            _ = self.encoding
+        except ValidationError as error:  # of another model: its whole report would be the text
+            message = error.errors(include_url=False)[0]["msg"]
+            raise ValueError(message.removeprefix("Value error, ")) from None
+        if not all(self.labels) or not self.labels or len(set(self.labels)) < len(self.labels):
             raise ValueError("labels are names of columns, each once")
         if self.calibration != "none" and not self.valid:
             raise ValueError("calibration needs rows: set valid")

@@ -21,6 +21,7 @@ from embedsvc.ranking.wide_deep import WideDeep
 from embedsvc.training import ranker
 from embedsvc.training.ranker import RankerFolders, train
 from partitions import encoded
+from partitions.config import from_tables
 from partitions.errors import ConfigError, DataError
 
 ROWS = 4000
@@ -255,6 +256,46 @@ def test_settings_that_make_no_model_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=sentence):
         config_of(data, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        (
+            {"crosses": {"pair": {"of": ["user", "itm"], "buckets": 9}}},
+            "[ranker] crosses.pair names itm, which is not a feature. Did you mean item?",
+        ),
+        (
+            {"crosses": {"user": {"of": ["user", "item"], "buckets": 9}}},
+            "[ranker] crosses.user is the name of a feature too: rename one.",
+        ),
+        (
+            {"features": FEATURES | {"my city": {"kind": "category", "column": "item"}}},
+            "[ranker] features.'my city': a name is made of letters, digits, - and _.",
+        ),
+        (
+            {"positive_weight": "balance"},
+            "[ranker.positive_weight] expected a number above 0, or \"balanced\", found 'balance'.",
+        ),
+        (
+            {"positive_weight": 0},
+            '[ranker.positive_weight] expected a number above 0, or "balanced", found 0.',
+        ),
+        ({"labels": [""]}, "[ranker] labels are names of columns, each once."),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence(
+    data: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    given = config_of(data).model_dump(mode="json", exclude_none=True) | changes
+    with pytest.raises(ConfigError) as error:
+        from_tables({"ranker": given}, name="x.toml").table("ranker", RankerConfig)
+    assert str(error.value) == f"x.toml: {sentence}"
+
+
+def test_names_that_are_empty_are_unset(data: Path) -> None:
+    config = config_of(data, weight="", user="")
+    assert config.weight is None and config.user is None
 
 
 PEAK = """
