@@ -212,12 +212,13 @@ class Propagation:
         values, vectors = right_singular(graph.normal, rank, self.seed)
         roots = np.sqrt(np.maximum(values, 1e-6))
         users, items = times(graph.normal, vectors) / roots, vectors * roots
-        size = _START / np.sqrt(np.mean(np.einsum("id,id->i", items, items)))
+        length = np.sqrt(np.mean(np.einsum("id,id->i", items, items)))
+        size = _START / max(length, np.float32(1e-12))  # without events there is none
         rng = np.random.default_rng(self.seed)
         tables = []
         for found in (users, items):
             rows = rng.standard_normal((len(found), self.dim), np.float32) * np.float32(1e-3)
-            rows[:, :rank] += found * np.float32(size)
+            rows[:, : found.shape[1]] += found * np.float32(size)
             tables.append(rows)
         return self._own(Sides(*tables))
 

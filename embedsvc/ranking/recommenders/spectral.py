@@ -21,6 +21,7 @@ from partitions.errors import ConfigError
 
 _ROUNDS = 8  # of subspace iteration
 _SPARE = 32  # vectors iterated beyond those kept
+_NOTHING = 1e-3  # of the greatest singular value; float32 knows the squares to about 1e-7
 
 
 @RECOMMENDERS.add("spectral")
@@ -36,8 +37,7 @@ class Spectral:
 
     def fit(self, matrix: sp.csr_matrix) -> "SpectralFilter":
         normal, root_I = normalised(matrix)
-        rank = min(self.rank, *matrix.shape)
-        _, vectors = right_singular(normal, rank, self.seed)
+        _, vectors = right_singular(normal, min(self.rank, *matrix.shape), self.seed)
         low_in = vectors / root_I[:, None]
         low_out = np.float32(self.low) * vectors * root_I[:, None]
         return SpectralFilter(matrix, normal, normal.T.tocsr(), root_I, low_in, low_out)
@@ -78,6 +78,8 @@ def normalised(matrix: sp.csr_matrix) -> tuple[sp.csr_matrix, Floats]:
 def right_singular(matrix: sp.csr_matrix, rank: int, seed: int = 0) -> tuple[Floats, Floats]:
     """The `rank` greatest singular values, descending, and their right vectors [columns, rank].
 
+    Less of them where the matrix has a lower rank: below _NOTHING of the greatest is rounding.
+
     Subspace iteration on M'M with a random start (Halko et al. 2011): all of its work is products
     of blocks. The vectors agree to some 1e-3 where singular values crowd; the span matters here.
     """
@@ -91,16 +93,24 @@ def right_singular(matrix: sp.csr_matrix, rank: int, seed: int = 0) -> tuple[Flo
     image = times(matrix, block)
     squares, turn = np.linalg.eigh(image.T @ image)
     order = np.argsort(-squares)[:rank]
-    return np.sqrt(np.maximum(squares[order], 0)), block @ turn[:, order]
+    order = order[squares[order] > _NOTHING**2 * max(squares.max(), 0)]
+    return np.sqrt(squares[order]), block @ turn[:, order]
 
 
 def _orthonormal(block: Floats) -> Floats:
-    """An orthonormal basis of the columns; twice by Cholesky, which is all products, in float64."""
-    for _ in range(2):
-        gram = (block.T @ block).astype(np.float64)
-        gram[np.diag_indices_from(gram)] += 1e-7 * np.trace(gram) / len(gram)
-        block = block @ np.linalg.inv(np.linalg.cholesky(gram)).T.astype(np.float32)
-    return block
+    """An orthonormal basis of the columns; twice by Cholesky, which is all products, in float64.
+
+    Where columns depend on each other, Cholesky fails: then by Householder's QR, which never does.
+    """
+    found = block
+    try:
+        for _ in range(2):
+            gram = (found.T @ found).astype(np.float64)
+            gram[np.diag_indices_from(gram)] += 1e-7 * np.trace(gram) / len(gram)
+            found = found @ np.linalg.inv(np.linalg.cholesky(gram)).T.astype(np.float32)
+    except np.linalg.LinAlgError:
+        return np.linalg.qr(block)[0]
+    return found
 
 
 @jit(**LOOSE_SUMS)

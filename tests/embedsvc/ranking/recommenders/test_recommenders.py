@@ -174,3 +174,41 @@ def test_vectors_score_by_inner_products() -> None:
     users, items = np.eye(2, 3, dtype=np.float32), np.arange(12, dtype=np.float32).reshape(4, 3)
     found = Vectors(sp.csr_matrix((2, 4)), users, items).scores(np.array([1]))
     np.testing.assert_array_equal(found, [[1, 4, 7, 10]])
+
+
+def of_low_rank() -> dict[str, sp.csr_matrix]:
+    def drawn(users: int, items: int, events: int) -> sp.csr_matrix:
+        rng = np.random.default_rng(0)
+        at = rng.integers(0, users, events), rng.integers(0, items, events)
+        return binary(sp.csr_matrix((np.ones(events), at), (users, items)))
+
+    block = np.zeros((200, 300))
+    block[:50, :60] = 1
+    return {
+        "few events": drawn(100, 100, 300),
+        "fewer than items": drawn(300, 400, 700),
+        "one block": binary(sp.csr_matrix(block)),
+        "one event": binary(sp.csr_matrix(([1.0], ([2], [3])), (5, 7))),
+        "empty": binary(sp.csr_matrix((5, 7))),
+    }
+
+
+@pytest.mark.parametrize("events", list(of_low_rank()))
+@pytest.mark.parametrize("name", ["spectral", "blend", "propagation"])
+def test_a_matrix_of_low_rank_is_fitted_with_the_default_settings(name: str, events: str) -> None:
+    matrix = of_low_rank()[events]
+    short = {} if name == "spectral" else {"epochs": 1}
+    scores = RECOMMENDERS.build({"name": name, **short}).fit(matrix).scores(np.arange(5))
+    assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("events", list(of_low_rank()))
+def test_singular_vectors_span_the_rows_of_a_matrix_of_low_rank_and_no_more(events: str) -> None:
+    normal, _ = normalised(of_low_rank()[events])
+    dense = normal.toarray().astype(np.float64)
+    values, vectors = right_singular(normal, min(dense.shape))
+    _, expected, turned = np.linalg.svd(dense)
+    rank = int((expected > 2e-3).sum())
+    assert len(values) == vectors.shape[1] == rank
+    np.testing.assert_allclose(values, expected[:rank], atol=2e-3)
+    np.testing.assert_allclose(vectors @ vectors.T, turned[:rank].T @ turned[:rank], atol=5e-3)
