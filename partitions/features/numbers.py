@@ -5,6 +5,8 @@
     standard   (x - mean) / deviation in training
     raw        x
 
+A number of which training had no finite value is 0, whatever comes.
+
 q counts the quantiles that are distinct: those of a column that is mostly 0 are fewer than asked
 for. The i-th begins at cut[i - 1] inclusive. Infinities become the greatest and the least finite
 number of training. What is missing becomes the median (raw: 0) before scaling; a column of
@@ -99,7 +101,7 @@ class Scale:
     high: float
     median: float
     mean: float  # of the logarithms where the scale is log
-    deviation: float
+    deviation: float  # 0: training had no finite value
     indicator: bool  # whether training had missing values
     quantiles: Floats  # cuts of the scale
     edges: Floats  # cuts of the buckets
@@ -114,6 +116,8 @@ class Scale:
         return (1 + self.indicator) if self.spec.dense else 0
 
     def scaled(self, x: Floats) -> Floats:
+        if self.deviation == 0:
+            return np.zeros_like(x)
         if self.spec.scale == "quantile":
             steps = max(len(self.quantiles), 1)
             return np.searchsorted(self.quantiles, x, "right") / steps
@@ -172,7 +176,7 @@ class ScaleFit:
             high=self._high if any_value else 0.0,
             median=float(ordered[(len(ordered) - 1) // 2]) if any_value else 0.0,
             mean=self._moments.mean,
-            deviation=self._moments.deviation,
+            deviation=self._moments.deviation if any_value else 0.0,
             indicator=self._missing,
             quantiles=cuts(ordered, spec.quantiles if spec.scale == "quantile" else 1),
             edges=cuts(ordered, spec.buckets or 1),

@@ -89,6 +89,9 @@ def dense(scale: str, seen: Sequence[float | None], rows: Sequence[float | None]
     deviation = math.sqrt(squares) or 1.0
     found = []
     for x in rows:
+        if not finite:
+            found.append(0.0)
+            continue
         if x is None or math.isnan(x):
             x = 0.0 if scale == "raw" else median
         x = min(max(x, low), high) if math.isinf(x) else x

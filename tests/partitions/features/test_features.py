@@ -235,6 +235,16 @@ def test_dense_numbers_equal_plain_loops(
             assert f"{name}:missing" not in features.layout.dense
 
 
+@pytest.mark.parametrize("seen", [[None, None], [math.inf, -math.inf]])
+def test_a_number_that_training_never_saw_is_zero(seen: list[float | None], tmp_path: Path) -> None:
+    scales = {name: {"kind": "number", "column": "x", "scale": name} for name in SCALES}
+    Features.fit(config(features=scales), [{"x": seen}]).save(tmp_path)
+    features = Features.load(tmp_path)
+    found = features.encode({"x": [3.0, -2.0, math.inf]})
+    for name in SCALES:
+        assert dense(features, found, name) == [0, 0, 0]
+
+
 @given(st.lists(FLOATS, min_size=1, max_size=30), st.lists(FLOATS, max_size=5))
 def test_dense_numbers_are_finite_whatever_came(
     seen: Sequence[float | None], new: Sequence[float | None]
