@@ -66,8 +66,10 @@ def report(clicks: Clicks) -> ClickReport:
 def auc(score: Floats, label: Floats, weight: Floats | None = None) -> float:
     """The chance that a click scores higher than no click does; equal scores count half.
 
-    NaN where there is only one kind.
+    NaN where there is only one kind, or a score is NaN, which has no place in an order.
     """
+    if np.isnan(score).any():
+        return float("nan")
     order = np.argsort(score, kind="stable")
     weight = np.ones(len(score)) if weight is None else weight
     return float(_auc_sorted(_ties(score[order]), label[order], weight[order]))

@@ -1,7 +1,7 @@
 """The best items of each user among all, exactly, with items left out; block by block of users.
 
-Memory is a block's scores: 512 users x 41,000 items = 84 MB. Equal scores: the lower item first,
-so that lists do not change from run to run.
+Memory is a block's scores, 64 MiB or one user's: 409 users of 41,000 items. Equal scores: the lower
+item first, so that lists do not change from run to run.
 """
 
 from collections.abc import Iterator

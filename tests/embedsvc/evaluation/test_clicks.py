@@ -85,6 +85,12 @@ def test_no_rows_have_no_numbers() -> None:
     assert said.rows == 0 and math.isnan(said.auc) and said.gauc is None
 
 
+def test_scores_that_are_no_numbers_have_no_order() -> None:
+    label = np.array([0.0, 1.0, 1.0])
+    assert math.isnan(clicks.auc(np.full(3, np.nan), label))
+    assert math.isnan(clicks.auc(np.array([0.2, np.nan, 0.9]), label))
+
+
 def test_intervals_hold_the_truth_and_know_equal_from_better() -> None:
     rng = np.random.default_rng(1)
     user = rng.integers(0, 300, 6000)
