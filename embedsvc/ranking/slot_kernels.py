@@ -1,7 +1,7 @@
 """Kernels of slots.py: what the ids of one feature add to a batch, and what they learn from it.
 
 A row of zeros was never trained. In training it stands for small numbers that its place decides,
-which are written when it learns; in use it is what it is, nothing.
+which are written when it learns, by a gradient that is not 0; in use it is what it is, nothing.
 
 Letters: B batch, D numbers of an embedding, E ids of the slot, T tasks, U ids of the batch.
 """
@@ -83,6 +83,16 @@ def look_up(  # type: ignore[no-untyped-def]
                 mean[d] *= share
 
 
+@_inline
+def _teaches(values, row, grad):  # type: ignore[no-untyped-def]
+    """False of a row that never learnt, where the gradient is 0 (of examples of weight 0): it stays
+    0, as in the checkpoint, which has no row that never learnt."""
+    squares = np.float32(0)
+    for d in range(grad.size):
+        squares += grad[d] * grad[d]
+    return squares != 0 or values[row, 0] != 0
+
+
 @_jit
 def learn(  # type: ignore[no-untyped-def]
     ids, column, offsets, table, noise, update, decay, wide, ftrl, at, grad, slope, slots
@@ -115,7 +125,7 @@ def learn(  # type: ignore[no-untyped-def]
         if u + _AHEAD < count:
             _fetch(table.values, wide, distinct[u + _AHEAD])
         row = distinct[u]
-        if dim:
+        if dim and _teaches(table.values, row, sums[u]):
             if table.values[row, 0] == 0:
                 for d in range(dim):
                     table.values[row, d] = _first(noise, row, d)

@@ -155,6 +155,22 @@ def test_an_id_that_was_never_trained_adds_nothing_in_use() -> None:
     assert tables.look_up(odd, training=True)[0][:, :4].all()
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+def test_rows_that_teach_nothing_leave_tables_as_they_are(decay: float) -> None:
+    """What is written but never learnt would be judged, and not be in the checkpoint."""
+    tables, nothing = tables_of(), np.zeros((20, TASKS), np.float32)
+    tables.learn(batch_of(0), np.zeros((20, tables.width), np.float32), nothing, 0.1, decay)
+    for table in tables.tables:
+        assert not (table.values.any() or table.state.any() or table.wide.any())
+    some = np.ones((20, tables.width), np.float32)
+    some[5:] = 0  # only the first rows have weight
+    tables.learn(batch_of(0), some, nothing, 0.1, decay)
+    for table in tables.tables[:2]:
+        taught = sorted({i for ids in ids_of(batch_of(0), table.slot)[:5] for i in ids})
+        assert np.flatnonzero(table.values.any(axis=1)).tolist() == taught
+        assert np.flatnonzero(table.state.any(axis=1)).tolist() == taught
+
+
 def test_threads_change_no_bit() -> None:
     found = []
     for threads in (1, 2, 3):
