@@ -62,7 +62,9 @@ class Ftrl(NamedTuple):
         """float32 [...] of (z, n): [..., 2]."""
         z, n = wide[..., 0], wide[..., 1]
         slack = np.sign(z) * np.maximum(np.abs(z) - np.float32(self.l1), 0)
-        return np.asarray(-slack / ((self.beta + np.sqrt(n)) / self.alpha + self.l2), np.float32)
+        scale = np.asarray((self.beta + np.sqrt(n)) / self.alpha + self.l2)
+        scale[slack == 0] = 1  # beta and l2 of 0 make it 0 where nothing was learnt
+        return np.asarray(-slack / scale, np.float32)
 
 
 @dataclass(frozen=True)

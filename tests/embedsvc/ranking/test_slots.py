@@ -204,3 +204,22 @@ def test_only_the_ids_of_a_batch_are_written_to() -> None:
 def test_ftrl_refuses_what_is_no_setting(wrong: Ftrl) -> None:
     with pytest.raises(ConfigError, match="FTRL's"):
         wrong.check()
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    beta=st.sampled_from([0.0, 1.0]),
+    l1=st.sampled_from([0.0, 0.5]),
+    l2=st.sampled_from([0.0, 2.0]),
+    z=st.sampled_from([0.0, 0.25, -0.5, 3.0]),
+    n=st.sampled_from([0.0, 1.0]),
+)
+def test_weights_that_learnt_nothing_are_0(
+    beta: float, l1: float, l2: float, z: float, n: float
+) -> None:
+    ftrl = Ftrl(0.1, beta, l1, l2)
+    if n == 0 and z:
+        n = z * z  # as steps leave it
+    found = float(ftrl.weights(np.array([[z, n]], np.float32))[0])
+    assert found == pytest.approx(weight(z, n, ftrl), rel=1e-6)
+    assert ftrl.weights(np.zeros((2, 3, 2), np.float32)).tolist() == [[0.0] * 3] * 2
