@@ -158,10 +158,10 @@ class TrainedRanker:
         durable.write_json(self._calibration_file, content)
 
     def calibrated_by(self, rows: EncodedFile) -> list[Calibration]:
-        raw, labels, weight = predict(self.model, rows)
+        raw, *taught = predict(self.model, rows)
         logits = self.without_weight(raw)
-        kind, tasks = self.calibrated, range(len(self.config.labels))
+        labels, weight = (one.astype(np.float64) for one in taught)
         return [
-            fit(kind, logits[:, t], labels[:, t].astype(np.float64), weight.astype(np.float64))
-            for t in tasks
+            fit(self.calibrated, logits[:, at], labels[:, at], weight, f"label {name}")
+            for at, name in enumerate(self.config.labels)
         ]

@@ -130,3 +130,100 @@ def test_labels_that_are_all_alike_leave_probabilities_as_they_are() -> None:
     z = np.array([-1.0, 0.0, 2.0])
     found = calibration.fit("isotonic", z, np.ones(3), np.ones(3))
     np.testing.assert_allclose(found(z), 1 / (1 + np.exp(-z)))
+
+
+def negative_log_likelihood(a: float, b: float, z: np.ndarray, label: np.ndarray) -> float:
+    return float(np.mean(np.logaddexp(0, a * z + b) - label * (a * z + b)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scale=st.sampled_from([0.01, 1.0, 3.0, 10.0, 40.0]),
+    shift=st.sampled_from([-20.0, 0.0, 5.0]),
+    seed=st.integers(0, 50),
+)
+def test_platt_mends_logits_that_are_far_too_sure(scale: float, shift: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truth = rng.normal(size=3000)
+    label = (rng.random(3000) < calibration.sigmoid(truth)).astype(np.float64)
+    z = scale * truth + shift
+    found = calibration.fit("platt", z, label, np.full(3000, 0.01))
+    assert found.kind == "platt"
+    assert found.a * scale == pytest.approx(1, abs=0.2)
+    least = negative_log_likelihood(found.a, found.b, z, label)
+    for a, b in product((0.98, 1.0, 1.02), (-0.02, 0.0, 0.02)):  # no neighbour is better
+        moved = found.a * a, found.b + b - found.a * (a - 1) * shift
+        assert negative_log_likelihood(*moved, z, label) > least - 1e-5
+
+
+def test_platt_of_rows_that_logits_part_is_bounded() -> None:
+    z, label = np.array([-2.0, -1.0, 1.0, 2.0]), np.array([0.0, 0.0, 1.0, 1.0])
+    found = calibration.fit("platt", z, label, np.ones(4))
+    assert 0 < found.a < 10 and abs(found.b) < 1e-6
+    assert 0.5 < found(z)[2] < found(z)[3] < 1
+
+
+def test_platt_of_equal_logits_says_the_share() -> None:
+    label = np.array([0.0, 0.0, 0.0, 1.0] * 100)
+    found = calibration.fit("platt", np.full(400, 7.0), label, np.ones(400))
+    assert found(np.array([7.0]))[0] == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("z", "label", "why"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 0.0, 0.0], "higher logits have fewer ones"),
+        ([1.0, 2.0, 3.0, 4.0], [1.0, 1.0, 1.0, 1.0], "all alike"),
+        ([1.0, 2.0, np.inf, 4.0], [0.0, 1.0, 1.0, 0.0], "not finite"),
+    ],
+)
+def test_what_platt_cannot_mend_stays_as_it_is(
+    z: list[float], label: list[float], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = calibration.fit("platt", np.array(z), np.array(label), np.ones(4), "label click")
+    assert found == calibration.Calibration()
+    assert "calibration of label click stays none" in caplog.text and why in caplog.text
+
+
+FEW = st.sampled_from([-30.0, -1.0, -1.0 + 1e-12, 0.0, 0.1, 0.1 + 1e-9, 2.0, 2.0000002])
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(st.tuples(FEW, st.integers(0, 1), st.sampled_from([0.5, 1, 300])), min_size=2),
+    seed=st.integers(0, 9),
+)
+def test_isotonic_of_few_logits_is_the_largest_mean_of_the_least(
+    rows: list[tuple[float, int, float]], seed: int
+) -> None:
+    """Of groups of logits that are alike, g[i] = max over j <= i of min over k >= i of the mean
+    label of groups j to k: each is a step."""
+    z, label, weight = (np.array(column, np.float64) for column in zip(*rows, strict=True))
+    found = calibration.fit("isotonic", z, label, weight)
+    if found.kind == "none":
+        assert label.min() == label.max()
+        return
+    assert (np.diff(np.float32(found.at)) > 0).all()
+    assert (np.diff(found.probability) > 0).all()
+    _, group = np.unique(np.round(z, 5), return_inverse=True)
+    total, ones = np.bincount(group, weight), np.bincount(group, weight * label)
+    num = range(len(total))
+    right = [
+        max(
+            min(ones[j : k + 1].sum() / total[j : k + 1].sum() for k in num[i:])
+            for j in num[: i + 1]
+        )
+        for i in num
+    ]
+    distinct = [p for at, p in enumerate(right) if at == 0 or p > right[at - 1] + 1e-12]
+    assert found.probability == pytest.approx(distinct)
+    mixed = np.random.default_rng(seed).permutation(len(z))
+    again = calibration.fit("isotonic", z[mixed], label[mixed], weight[mixed])
+    np.testing.assert_allclose(again(z), found(z), atol=1e-9)
+
+
+def test_isotonic_says_the_share_of_each_of_few_logits() -> None:
+    z = np.repeat([-1.0, 1.0], 200)
+    label = np.concatenate([np.arange(200) < 40, np.arange(200) < 160]).astype(np.float64)
+    found = calibration.fit("isotonic", z, label, np.ones(400))
+    np.testing.assert_allclose(found(np.array([-1.0, 1.0])), [0.2, 0.8])

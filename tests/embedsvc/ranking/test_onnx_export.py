@@ -107,6 +107,20 @@ def test_each_task_has_its_own_calibration() -> None:
         assert np.abs(found - truth(model, rows, calibration)[1]).max() < 1e-5
 
 
+def test_isotonic_of_few_distinct_rows_agrees() -> None:
+    """Rows of equal logits, whose labels come in any order, and some that differ by rounding."""
+    model, few = trained("joint"), batch_of(5, 6)
+    rows = few.take(np.random.default_rng(2).integers(0, 6, 600))
+    logit, _ = truth(model, rows, [Calibration()])
+    shaken = logit[:, 0] * (1 + 1e-7 * np.random.default_rng(3).integers(-1, 2, 600))
+    label = (np.random.default_rng(1).random(600) < 0.5 + 0.3 * np.tanh(shaken)).astype(float)
+    for z in (logit[:, 0], shaken):
+        fitted = fit("isotonic", z, label, np.ones(600))
+        assert 1 < len(fitted.at) <= 6
+        found = said(export(model, [fitted]), rows)[1]
+        assert np.abs(found - truth(model, rows, [fitted])[1]).max() < 1e-5
+
+
 @given(data=st.data())
 @settings(max_examples=25, deadline=None)
 def test_isotonic_lines_equal_interpolation(data: st.DataObject) -> None:
