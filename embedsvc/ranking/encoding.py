@@ -97,12 +97,6 @@ class Encoding:
         return durable.sha256_of(_path(self.folder, split))
 
     @property
-    def grows(self) -> frozenset[str]:
-        """Slots whose ids stay as they are when new values come."""
-        kinds = self.features.config.features
-        return frozenset(name for name, spec in kinds.items() if spec.kind == "category")
-
-    @property
     def bytes_a_row(self) -> float:
         return _path(self.folder, TRAIN).stat().st_size / max(self.num_rows, 1)
 

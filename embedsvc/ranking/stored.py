@@ -1,4 +1,4 @@
-"""A Wide & Deep model as tables and arrays of a checkpoint, and as the start of another one.
+"""A Wide & Deep model as tables and arrays of a checkpoint.
 
     table SLOT          embeddings, and their optimizer's state
     table SLOT.wide     z of each task, with n for its state: FTRL's weights
@@ -8,7 +8,7 @@
 Only ids that training met are stored. No feature has a dot in its name.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from embedsvc.outputs.sparse import Floats
 from embedsvc.ranking.slots import SlotTable
-from embedsvc.ranking.wide_deep import Body, WideDeep
+from embedsvc.ranking.wide_deep import WideDeep
 from partitions.checkpoint import Checkpoint
 from partitions.durable import FileEntry
 from partitions.schema import Slot
@@ -116,65 +116,3 @@ def _ready(model: WideDeep) -> None:
         state = model.optimizer.state[parameter]
         state["step"] = torch.tensor(0.0)
         state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))
-
-
-# --- a warm start ---------------------------------------------------------------------------------
-
-
-def start_from(model: WideDeep, earlier: WideDeep, grows: frozenset[str]) -> list[str]:
-    """Begin where `earlier` ended: what both have of the same form is copied.
-
-    grows: slots whose ids are the same as far as they go, as a vocabulary's; of others the number
-    of ids decides which id a value has. Returns what was not copied, in words.
-    """
-    left_out = []
-    before = {table.slot.name: table for table in earlier.slots.tables}
-    for table in model.slots.tables:
-        old = before.get(table.slot.name)
-        if old is None:
-            left_out.append(f"{table.slot.name} is new")
-            continue
-        if table.slot.name not in grows and old.slot.size != table.slot.size:
-            left_out.append(f"{table.slot.name} has another number of buckets")
-            continue
-        num = min(old.slot.size, table.slot.size)
-        for name in ("values", "state", "wide"):
-            mine, its = getattr(table, name), getattr(old, name)
-            if mine.shape[1:] == its.shape[1:]:
-                mine[:num] = its[:num]
-            elif mine.size and its.size:
-                left_out.append(f"{table.slot.name}'s {name} have another width")
-    if model.num_tasks == earlier.num_tasks:
-        model.bias[:] = earlier.bias
-        _copy_columns(model.wide_dense, list(model.wide.dense), earlier.wide_dense, earlier)
-    return left_out + _start_body(model, earlier)
-
-
-def _copy_columns(mine: Floats, names: Sequence[str], its: Floats, earlier: WideDeep) -> None:
-    known = {name: at for at, name in enumerate(earlier.wide.dense)}
-    for at, name in enumerate(names):
-        if name in known:
-            mine[at] = its[known[name]]
-
-
-@torch.no_grad()
-def _start_body(model: WideDeep, earlier: WideDeep) -> list[str]:
-    """Layers of equal form; of the first one the columns of inputs that both have."""
-    if not isinstance(model.body, Body) or not isinstance(earlier.body, Body):
-        same = model.body is None or earlier.body is None
-        return [] if same else ["two towers begin anew"]
-    left_out = []
-    inputs, known = model.inputs, {name: at for at, name in enumerate(earlier.inputs)}
-    shared = [(at, known[name]) for at, name in enumerate(inputs) if name in known]
-    here, there = (torch.tensor([pair[i] for pair in shared]).long() for i in (0, 1))
-    old = dict(earlier.body.named_parameters())
-    first = next(iter(dict(model.body.named_parameters())))
-    for name, parameter in model.body.named_parameters():
-        its = old.get(name)
-        if its is not None and name == first and len(its) == len(parameter):
-            parameter[:, here] = its[:, there]
-        elif its is not None and its.shape == parameter.shape:
-            parameter.copy_(its)
-        else:
-            left_out.append(f"the layers' {name} has another form")
-    return left_out

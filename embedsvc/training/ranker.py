@@ -34,6 +34,7 @@ from embedsvc.ranking.trained import (
     name_of,
     predict,
 )
+from embedsvc.ranking.warm_start import Known, start_from
 from embedsvc.training import stopping
 from embedsvc.training.ledger import Ledger
 from embedsvc.training.loop import train_leases
@@ -154,8 +155,7 @@ class _Trainer:
         else:
             encoding.features.save(folder / FEATURES)
         if earlier is not None and not self.resumed:
-            for what in stored.start_from(self.model, earlier.model, encoding.grows):
-                logger.warning("not taken from %s: %s", config.start_from, what)
+            self._start_from(earlier)
         self.stopping: EarlyStopping | None = None
         if train.early_stopping is not None:
             if not config.valid:
@@ -169,6 +169,19 @@ class _Trainer:
             )
         else:
             stopping.forget(self.checkpoint)
+
+    def _start_from(self, earlier: TrainedRanker) -> None:
+        now, before = self.encoding.features, earlier.features
+        known = Known.of(now, before, self.config.labels, earlier.config.labels)
+        for what in start_from(self.model, earlier.model, known):
+            logger.warning("not taken from %s: %s", self.config.start_from, what)
+        for name, spec in self.config.features.items():
+            was = earlier.config.features.get(name)
+            if was is not None and (spec.column or name) != (was.column or name):
+                logger.warning(
+                    "feature %s reads column %s, where %s read %s: its values count as the same",
+                    *(name, spec.column or name, self.config.start_from, was.column or name),
+                )
 
     def run(self) -> TrainReport:
         rows_left = self._rows_left()
@@ -307,6 +320,12 @@ def _check_resumable(
                 f"{path} was begun with train.{key} = {then!r}, now it is {now!r}. Set it back "
                 f"to go on, {remedy}"
             )
+    then, now = (of["ranker"].get("start_from") for of in (manifest.config, settings))
+    if manifest.graph_digest != encoding.digest and then != now:
+        raise ConfigError(
+            f"{path} was begun with ranker.start_from = {then!r}, now it is {now!r}, whose ids are "
+            f"others. Set it back to go on, {remedy}"
+        )
     if manifest.graph_digest != encoding.digest:
         raise ConfigError(
             f"{path} was trained on other rows than ranker.train names now: {remedy} "

@@ -5,7 +5,7 @@ serving. numpy and pyarrow only.
     encoded = features.encode(rows)
 
 Settings are in config.py, what comes out in layout.py, formulas in numbers.py, times.py and
-crosses.py, the hash in fingerprints.py, the files in saved.py.
+crosses.py, the hash in fingerprints.py, the files in saved.py, what two fits share in continued.py.
 """
 
 from partitions.features.config import CrossSpec, FeaturesConfig, FeatureSpec
