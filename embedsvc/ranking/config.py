@@ -55,7 +55,8 @@ class DeepConfig(Table):
 
     enabled: bool = True
     features: list[str] | None = None
-    """Features that have embeddings, or are numbers; unset: all, but no crosses."""
+    """Features that have embeddings, or are numbers; unset: all, but no crosses. Those that dims or
+    towers name are among them."""
     dim: Annotated[int, Field(ge=1)] = 16
     """Numbers of an embedding."""
     dims: dict[str, Annotated[int, Field(ge=1)]] = Field(default_factory=dict)
@@ -94,6 +95,21 @@ class DeepConfig(Table):
             if both := set(self.towers[0]) & set(self.towers[1]):
                 raise ValueError(f"{min(both)} is on both sides of towers")
         return self
+
+    def dim_of(self, slot: str, crosses: frozenset[str]) -> int:
+        """Numbers of an embedding of this slot; 0: it has none."""
+        in_towers = self.towers is not None and any(slot in side for side in self.towers)
+        if not self.enabled or (self.towers is not None and not in_towers):
+            return 0
+        chosen = slot in self.features if self.features is not None else slot not in crosses
+        return self.dims.get(slot, self.dim if chosen or in_towers else 0)
+
+    @property
+    def numbers(self) -> set[str] | None:
+        """Features whose numbers the layers read; None: of all."""
+        if self.features is None:
+            return None
+        return {*self.features, *(name for side in self.towers or [] for name in side)}
 
 
 class RankerConfig(Table):

@@ -59,19 +59,14 @@ def model_of(
 
 
 def _deep(layout: Layout, config: RankerConfig) -> Deep:
-    chosen, deep = config.deep.features, config.deep
-    embedded = [
-        slot.name
-        for slot in layout.slots
-        if (slot.name in chosen if chosen is not None else slot.name not in layout.crosses)
-    ]
+    deep = config.deep
+    dims = {slot.name: deep.dim_of(slot.name, layout.crosses) for slot in layout.slots}
     towers = None
     if deep.towers is not None:
         towers = frozenset(deep.towers[0]), frozenset(deep.towers[1])
-        embedded = [name for name in embedded if name in towers[0] | towers[1]]
     return Deep(
-        {name: deep.dims.get(name, deep.dim) for name in embedded},
-        layout.dense_of(chosen),
+        {name: dim for name, dim in dims.items() if dim},
+        layout.dense_of(deep.numbers),
         tuple(deep.hidden),
         deep.dropout,
         deep.optimizer,

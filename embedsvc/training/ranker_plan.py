@@ -60,7 +60,8 @@ def plan_ranker(encoding: Encoding, config: RankerConfig, window_rows: int) -> R
     """window_rows: most rows that are shuffled at once."""
     layout, tasks = encoding.features.layout, len(config.labels)
     tables = sum(slot.size * _bytes_an_id(config, layout.crosses, slot) for slot in layout.slots)
-    width = sum(_dim(config, layout.crosses, slot) for slot in layout.slots) + len(layout.dense)
+    width = sum(config.deep.dim_of(slot.name, layout.crosses) for slot in layout.slots)
+    width += len(layout.dense)
     hidden = sum(config.deep.hidden) if config.deep.enabled else 0
     # Inputs and their gradients, units before and after ReLU and their gradients.
     batch = config.batch_size * 4 * (4 * width + 4 * hidden + 4 * tasks + 2 * len(layout.slots))
@@ -71,14 +72,8 @@ def plan_ranker(encoding: Encoding, config: RankerConfig, window_rows: int) -> R
     return RankerPlan(tables, int(_COPIES * rows * encoding.bytes_a_row), batch, commit)
 
 
-def _dim(config: RankerConfig, crosses: frozenset[str], slot: Slot) -> int:
-    chosen = config.deep.features
-    inside = slot.name in chosen if chosen is not None else slot.name not in crosses
-    return config.deep.dims.get(slot.name, config.deep.dim) if config.deep.enabled and inside else 0
-
-
 def _bytes_an_id(config: RankerConfig, crosses: frozenset[str], slot: Slot) -> int:
-    dim = _dim(config, crosses, slot)
+    dim = config.deep.dim_of(slot.name, crosses)
     state = ROW_OPTIMIZERS.build(config.deep.row_optimizer).state_width if dim else 0
     chosen = config.wide.features
     inside = config.wide.enabled and (chosen is None or slot.name in chosen)

@@ -16,10 +16,10 @@ from embedsvc.config import TrainConfig
 from embedsvc.evaluation.rankers import judge
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import TRAIN, Encoding
-from embedsvc.ranking.trained import TrainedRanker, predict
+from embedsvc.ranking.trained import TrainedRanker, model_of, predict
 from embedsvc.ranking.wide_deep import WideDeep
 from embedsvc.training import ranker
-from embedsvc.training.ranker import RankerFolders, train
+from embedsvc.training.ranker import RankerFolders, plan_of, train
 from partitions import encoded
 from partitions.config import from_tables
 from partitions.errors import ConfigError, DataError
@@ -298,11 +298,37 @@ def test_names_that_are_empty_are_unset(data: Path) -> None:
     assert config.weight is None and config.user is None
 
 
+@pytest.mark.parametrize(
+    ("deep", "expected"),
+    [
+        ({"dims": {"pair": 3}}, {"user": 4, "item": 4, "tags": 4, "pair": 3}),
+        ({"dims": {"pair": 3}, "features": ["user"]}, {"user": 4, "pair": 3}),
+        ({"towers": [["user"], ["pair", "age"]]}, {"user": 4, "pair": 4}),
+        (
+            {"towers": [["user"], ["pair", "age"]], "features": ["user", "item"]},
+            {"user": 4, "pair": 4},
+        ),
+        ({"features": ["item"], "dims": {"item": 2}}, {"item": 2}),
+    ],
+)
+def test_what_dims_or_towers_name_has_an_embedding(
+    data: Path, deep: dict[str, Any], expected: dict[str, int]
+) -> None:
+    config = config_of(data, deep={"dim": 4, "hidden": [8], **deep}, wide={"enabled": False})
+    encoding = Encoding.prepare(data / "encoded", config)
+    model = model_of(encoding.features.layout, config, [1.0], TrainConfig(threads=1))
+    assert {t.slot.name: t.dim for t in model.slots.tables if t.dim} == expected
+    if "features" not in deep or "towers" in deep:
+        assert "age" in model.inputs
+    planned = sum(4 * t.slot.size * (t.dim + 1) for t in model.slots.tables if t.dim)
+    assert plan_of(encoding, config).tables == planned  # with a row optimizer's state
+
+
 PEAK = """
 import sys
 from embedsvc.config import TrainConfig
 from embedsvc.ranking.config import RankerConfig
-from embedsvc.training.ranker import RankerFolders, train
+from embedsvc.training.ranker import RankerFolders, plan_of, train
 from partitions.memory import forget_peak, peak_bytes
 from pathlib import Path
 forget_peak()
