@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 EVALUATION = "evaluation.json"
 
 
+class _AnyTable(BaseModel, extra="allow"):
+    """Of which it is asked only whether it is there."""
+
+
 class RankerRoad:
     def __init__(self, settings: Settings, *, quiet: bool = False) -> None:
         from embedsvc.training.ranker import RankerFolders, check_covered
@@ -39,6 +44,8 @@ class RankerRoad:
         self.console = Console(quiet=quiet)
         if settings.table("output", OutputConfig).kind is not None:
             raise ConfigError(f"{settings.name}: [output] and [ranker] are two models: two files.")
+        if settings.table("graph", _AnyTable).model_extra:
+            raise ConfigError(f"{settings.name}: [graph] and [ranker] are two models: two files.")
         check_covered(settings.name, self.train_config)
 
     def _say(self, line: str) -> None:
@@ -52,11 +59,13 @@ class RankerRoad:
             )
 
     def plan(self) -> None:
-        from embedsvc.ranking.encoding import Encoding
-        from embedsvc.training.ranker import plan_of
+        from embedsvc.training.ranker import check, plan_of, prepare
 
-        encoding = Encoding.prepare(self.folders.encoded, self.config)
-        self._say(str(plan_of(encoding, self.config)))
+        check(self.folders, self.config, self.train_config)
+        encoding, _ = prepare(self.folders, self.config)
+        plan = plan_of(encoding, self.config)
+        self._say(str(plan))
+        plan.check(self.train_config.memory_mb)
 
     def train(self) -> "TrainReport":
         from embedsvc.training import report as page
@@ -68,7 +77,9 @@ class RankerRoad:
             stopped = ", stopped early" if report.stopped_early else ""
             self._say(f"train: best after epoch {report.best_epoch}{stopped}")
         if not report.num_edges:
-            self._say("train: nothing left to do")
+            fitted = f", {self.config.calibration} calibration fitted on ranker.valid"
+            calibrated = self.config.calibration != "none"
+            self._say(f"train: nothing left to {f'learn{fitted}' if calibrated else 'do'}")
             return report
         speed = f"{report.num_edges / report.train_s:,.0f} rows/s"
         self._say(
@@ -89,6 +100,7 @@ class RankerRoad:
     def evaluate(self, *, if_needed: bool = False) -> dict[str, Any]:
         from embedsvc.evaluation.rankers import judge
         from embedsvc.ranking.trained import TrainedRanker
+        from embedsvc.training.ranker import check_files
 
         split = self.settings.table("eval", EvalConfig).split
         if not getattr(self.config, split):
@@ -99,7 +111,9 @@ class RankerRoad:
                 self._say(f"eval: {sentence}")
                 return {}
             raise ConfigError(f"{sentence}: set it, or choose another split.")
+        check_files(self.config, [split])
         trained, start = TrainedRanker(self.folders.checkpoint), time.perf_counter()
+        self._check_current(trained)
         with rows_bar(self.console) as bar:
             task = bar.add_task("eval", total=None)
             result = judge(trained, self.config, split, lambda rows: bar.advance(task, rows))
@@ -108,6 +122,18 @@ class RankerRoad:
         self._print(result)
         durable.write_json(self.folders.checkpoint / EVALUATION, durable.without_nan(result))
         return result
+
+    def _check_current(self, trained: "TrainedRanker") -> None:
+        """ConfigError where the checkpoint is not what the file describes, as would be recorded."""
+        from embedsvc.training.ranker import check_same
+
+        path, wanted = self.folders.checkpoint, self.config.calibration
+        check_same(trained.config, self.config, path)
+        if trained.calibrated != wanted:
+            raise ConfigError(
+                f"{path} has ranker.calibration = {json.dumps(trained.calibrated)}, now it is "
+                f"{json.dumps(wanted)}: run embedsvc train first, which fits it."
+            )
 
     def _print(self, result: dict[str, Any]) -> None:
         table = Table(title=f"{result['rows']:,} {result['split']} rows")
@@ -142,6 +168,7 @@ class RankerRoad:
         config = self.settings.table("publish", PublishConfig)
         config.check(self.settings.name, config.OF_GRAPHS, "with [ranker]")
         trained, start = TrainedRanker(self.folders.checkpoint), time.perf_counter()
+        self._check_current(trained)
         evaluation, root = self._evaluation_of(trained.digest), self.published
         settings = self.settings.resolved()
         if if_needed and self._is_live(settings, trained, evaluation):

@@ -138,8 +138,9 @@ def at(address: str) -> InputFile:
     return InputFile(uri, address, path, filesystem)
 
 
-def expand(folder: Path, source: SourceConfig) -> list[InputFile]:
-    """The files that an input names, sorted; a DataError where there are none."""
+def expand(folder: Path, source: SourceConfig, starts_from: str = "graph.data") -> list[InputFile]:
+    """The files that an input names, sorted; a DataError where there are none. starts_from: what
+    `folder` is to the one who wrote the path."""
     root, pattern = _located(folder, source.path)
     if not pattern:
         kind = root.kind("")
@@ -155,7 +156,7 @@ def expand(folder: Path, source: SourceConfig) -> list[InputFile]:
         found = [rest for rest in root.files(deep) if _matches(pattern, rest.split("/"))]
         if found:
             return [root.file(rest) for rest in found]
-    start = "" if root.uri else " (it starts from graph.data)"
+    start = "" if root.uri else f" (it starts from {starts_from})"
     named = "/".join([str(root), *pattern])
     raise DataError(f"{named} is missing: no such file. Mend the path{start}.")
 

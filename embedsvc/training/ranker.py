@@ -12,7 +12,9 @@ windows come when, and in which order their rows, follows from (seed, epoch, win
 ends in the same bits as a whole one.
 """
 
+import json
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +37,7 @@ from embedsvc.ranking.trained import (
     predict,
 )
 from embedsvc.ranking.warm_start import Known, start_from
+from embedsvc.trained import settings_of as trained_with
 from embedsvc.training import stopping
 from embedsvc.training.ledger import Ledger
 from embedsvc.training.loop import train_leases
@@ -42,18 +45,20 @@ from embedsvc.training.ranker_plan import RankerPlan, plan_ranker
 from embedsvc.training.stopping import EarlyStopping, Judge
 from embedsvc.training.trainer import METRICS, TrainReport
 from partitions import durable
-from partitions.checkpoint import Checkpoint, CheckpointManifest
+from partitions.checkpoint import MANIFEST, Checkpoint, CheckpointManifest
 from partitions.encoded import BLOCK_ROWS
 from partitions.errors import ConfigError, DataError
 from partitions.features import Encoded, joined
 from partitions.schedule import Lease, Schedule
 from partitions.schema import Bucket
+from partitions.sources import expand
 
 logger = logging.getLogger(__name__)
 
 WINDOW_BLOCKS = 16  # a million rows
 _COVERED = {"epochs", "seed", "threads", "commit_every_s", "memory_mb", "early_stopping"}
 _COVERED |= {"tensorboard", "page_cache"}
+SPLITS = ("train", "valid", "test")
 _FREE = {"train", "valid", "test", "user", "calibration", "start_from"}  # may change in a resume
 Floats = NDArray[np.float32]
 
@@ -95,11 +100,8 @@ def train(folders: RankerFolders, config: RankerConfig, train: TrainConfig) -> T
     files and divergence.
     """
     with durable.only_writer(folders.checkpoint, "training into"):
-        earlier = None
-        if config.start_from is not None:
-            earlier = TrainedRanker(config.start_from)
-        start = earlier.features if earlier is not None else None
-        encoding = Encoding.prepare(folders.encoded, config, start)
+        check(folders, config, train)
+        encoding, earlier = prepare(folders, config)
         plan = plan_of(encoding, config)
         logger.info("%s", plan)
         plan.check(train.memory_mb)
@@ -112,6 +114,69 @@ def train(folders: RankerFolders, config: RankerConfig, train: TrainConfig) -> T
             trained = TrainedRanker(folders.checkpoint)
             trained.calibrate(config.calibration, encoding.open(VALID))
     return replace(report, planned_bytes=plan.total)
+
+
+def check(folders: RankerFolders, config: RankerConfig, train: TrainConfig) -> None:
+    """What training refuses before it reads a row: ConfigError for settings, DataError for paths
+    of no files."""
+    if train.early_stopping is not None and not config.valid:
+        raise ConfigError("[train] early_stopping needs rows: set ranker.valid, or unset it.")
+    check_files(config)
+    path = folders.checkpoint
+    checkpoint = Checkpoint(path)
+    if not checkpoint.exists:
+        return
+    manifest = checkpoint.read_manifest()
+    check_same(trained_with(manifest, path / MANIFEST, "ranker", RankerConfig), config, path)
+    then = trained_with(manifest, path / MANIFEST, "train", TrainConfig).seed
+    if then != train.seed:
+        raise _changed(path, ("train.seed", then, train.seed))
+
+
+def check_files(config: RankerConfig, splits: Iterable[str] = SPLITS) -> None:
+    """DataError where a path of these splits matches no file."""
+    for split in splits:
+        for source in getattr(config, split):
+            expand(Path(), source, "the folder of the command")
+
+
+def check_same(then: RankerConfig, now: RankerConfig, path: Path) -> None:
+    """ConfigError where the checkpoint at `path`, trained as `then` says, is not what `now`
+    describes. Settings that are newer than the checkpoint had their defaults then."""
+    tables = (one.model_dump(mode="json", exclude=_FREE) for one in (then, now))
+    if (found := _difference("ranker", *tables)) is not None:
+        raise _changed(path, found)
+
+
+def _difference(name: str, then: Any, now: Any) -> tuple[str, Any, Any] | None:
+    """The first setting that differs: its dotted name, and what it was and is; None where unset."""
+    if then == now:
+        return None
+    if not (isinstance(then, dict) and isinstance(now, dict)):
+        return name, then, now
+    for key in [*then, *now]:
+        if found := _difference(f"{name}.{key}", then.get(key), now.get(key)):
+            return found
+    return None
+
+
+def _changed(path: Path, difference: tuple[str, Any, Any]) -> ConfigError:
+    name, then, now = difference
+    shown = [json.dumps(value, ensure_ascii=False) for value in (then, now)]
+    was = f"without {name}" if then is None else f"with {name} = {shown[0]}"
+    return ConfigError(
+        f"{path} was begun {was}, now it is {'unset' if now is None else shown[1]}. Set "
+        f"it back to go on, remove {path} to train from the start, or choose another [run] dir."
+    )
+
+
+def prepare(
+    folders: RankerFolders, config: RankerConfig
+) -> tuple[Encoding, "TrainedRanker | None"]:
+    """The rows, encoded, and the ranker that training begins with."""
+    earlier = None if config.start_from is None else TrainedRanker(config.start_from)
+    start = earlier.features if earlier is not None else None
+    return Encoding.prepare(folders.encoded, config, start), earlier
 
 
 def plan_of(encoding: Encoding, config: RankerConfig) -> RankerPlan:
@@ -140,7 +205,7 @@ class _Trainer:
         manifest = CheckpointManifest(encoding.digest, self.settings)
         if self.resumed:
             manifest = self.checkpoint.read_manifest()
-            _check_resumable(manifest, encoding, self.settings, folder)
+            _check_rows(manifest, encoding, self.settings, folder)
             if manifest.progress.epoch < train.epochs:
                 self.checkpoint.verify(manifest)
             self.checkpoint.sweep()
@@ -158,10 +223,6 @@ class _Trainer:
             self._start_from(earlier)
         self.stopping: EarlyStopping | None = None
         if train.early_stopping is not None:
-            if not config.valid:
-                raise ConfigError(
-                    "[train] early_stopping needs rows: set ranker.valid, or unset it."
-                )
             rows = {"rows": encoding.digest, "valid": encoding.digest_of(VALID)}
             judge = Judge("auc", "rows", rows, self._judge)
             self.stopping = EarlyStopping(
@@ -302,32 +363,16 @@ def positive_weights(config: RankerConfig, encoding: Encoding) -> list[float]:
     return [rest / max(clicked, 1e-9) for clicked, rest in encoding.balance]
 
 
-def _check_resumable(
+def _check_rows(
     manifest: CheckpointManifest, encoding: Encoding, settings: dict[str, Any], path: Path
 ) -> None:
-    remedy = f"remove {path} to train from the start, or choose another [run] dir."
-    for key, now in settings["ranker"].items():
-        then = manifest.config["ranker"].get(key)
-        if key not in _FREE and then != now:
-            raise ConfigError(
-                f"{path} was begun with ranker.{key} = {then!r}, now it is {now!r}. Set it back "
-                f"to go on, {remedy}"
-            )
-    for key in ("seed",):
-        then, now = manifest.config["train"].get(key), settings["train"][key]
-        if then != now:
-            raise ConfigError(
-                f"{path} was begun with train.{key} = {then!r}, now it is {now!r}. Set it back "
-                f"to go on, {remedy}"
-            )
+    if manifest.graph_digest == encoding.digest:
+        return
     then, now = (of["ranker"].get("start_from") for of in (manifest.config, settings))
-    if manifest.graph_digest != encoding.digest and then != now:
-        raise ConfigError(
-            f"{path} was begun with ranker.start_from = {then!r}, now it is {now!r}, whose ids are "
-            f"others. Set it back to go on, {remedy}"
-        )
-    if manifest.graph_digest != encoding.digest:
-        raise ConfigError(
-            f"{path} was trained on other rows than ranker.train names now: {remedy} "
-            "ranker.start_from begins with what was learnt."
-        )
+    if then != now:  # which has other ids
+        raise _changed(path, ("ranker.start_from", then, now))
+    raise ConfigError(
+        f"{path} was trained on other rows than ranker.train names now: remove {path} to train "
+        "from the start, or choose another [run] dir. ranker.start_from begins with what was "
+        "learnt."
+    )

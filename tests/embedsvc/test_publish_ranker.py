@@ -213,10 +213,53 @@ def test_validation_rows_that_were_never_encoded_are_missed(folder: Path) -> Non
 
 
 def test_features_changed_since_training_are_those_of_training(folder: Path) -> None:
-    changed = {"features": {"user": FEATURES["user"]}, "crosses": {}}
-    made = road(folder, changed)
-    made.publish()
+    made = road(folder, {"features": {"user": FEATURES["user"]}, "crosses": {}})
+    rows = publish_ranker.Rows(made.folders.encoded, made.config)
+    trained = TrainedRanker(made.folders.checkpoint)
+    publish_ranker.publish(trained, rows, made.published, PublishConfig(), {}, {})
     served = Ranker.live(made.published)
     golden, said = served.files.golden()
     assert golden.schema.names == ["age", "item", "tags", "user"]
     assert np.abs(served.score(golden) - said).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "changes, sentence",
+    [
+        (
+            {"features": FEATURES | {"age": {"kind": "number", "default": 41.0}}},
+            "was begun with ranker.features.age.default = 40.0, now it is 41.0. Set it back",
+        ),
+        (
+            {"deep": {"dim": 8, "hidden": [32, 16], "row_lr": 0.2}},
+            "was begun with ranker.deep.row_lr = 0.1, now it is 0.2. Set it back",
+        ),
+        (
+            {"crosses": {}},
+            'was begun with ranker.crosses.pair = {"of": ["user", "item"], "buckets": 5000}, now '
+            "it is unset. Set it back",
+        ),
+        ({"weight": "age"}, 'was begun without ranker.weight, now it is "age". Set it back'),
+        (
+            {"calibration": "platt"},
+            'has ranker.calibration = "isotonic", now it is "platt": run embedsvc train first',
+        ),
+    ],
+)
+def test_what_is_not_as_the_file_says_is_neither_judged_nor_published(
+    folder: Path, changes: dict[str, Any], sentence: str
+) -> None:
+    made = road(folder, changes)
+    for command in (made.evaluate, made.publish):
+        with pytest.raises(ConfigError) as error:
+            command()
+        assert f"{folder}/run/ranker/checkpoint {sentence}" in str(error.value)
+    assert not made.published.exists()
+    assert not (made.folders.checkpoint / "evaluation.json").exists()
+
+
+def test_settings_that_may_change_are_judged_and_published(folder: Path) -> None:
+    made = road(folder, {"user": "user", "test": str(folder / "valid.parquet")})
+    made.evaluate()
+    made.publish()
+    assert made.published.exists()

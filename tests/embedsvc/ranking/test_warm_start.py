@@ -126,5 +126,5 @@ def test_another_start_in_a_resume_is_said(tmp_path: Path) -> None:
     begun(tmp_path, of(a=CATEGORY), of(a=CATEGORY))
     table = {"train": str(tmp_path / "now.parquet"), **BASE, **of(a=CATEGORY)}
     config = RankerConfig.model_validate(table)
-    with pytest.raises(ConfigError, match=r"start_from = '.*', now it is None"):
+    with pytest.raises(ConfigError, match=r'start_from = ".*", now it is unset'):
         train(RankerFolders(tmp_path / "run-now"), config, TrainConfig(threads=1, epochs=2))

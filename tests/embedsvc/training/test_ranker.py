@@ -14,6 +14,7 @@ import pytest
 
 from embedsvc.config import TrainConfig
 from embedsvc.evaluation.rankers import judge
+from embedsvc.ranker_road import RankerRoad
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import TRAIN, Encoding
 from embedsvc.ranking.trained import TrainedRanker, model_of, predict
@@ -291,6 +292,91 @@ def test_a_mistake_in_the_file_is_one_sentence(
     with pytest.raises(ConfigError) as error:
         from_tables({"ranker": given}, name="x.toml").table("ranker", RankerConfig)
     assert str(error.value) == f"x.toml: {sentence}"
+
+
+def test_changed_settings_are_refused_before_rows_are_encoded(data: Path) -> None:
+    folders, settings = RankerFolders(data / "run"), TrainConfig(threads=1, epochs=1)
+    train(folders, config_of(data), settings)
+    about = (folders.encoded / "about.json").read_bytes()
+    changed = FEATURES | {"age": {"kind": "number", "scale": "log"}}
+    sentence = r'ranker\.features\.age\.scale = "standard", now it is "log"\. Set it back to go on'
+    with pytest.raises(ConfigError, match=sentence):
+        train(folders, config_of(data, features=changed), settings)
+    more = FEATURES | {"older": {"kind": "number", "column": "age"}}
+    with pytest.raises(ConfigError, match=r"was begun without ranker\.features\.older, now it is"):
+        train(folders, config_of(data, features=more), settings)
+    with pytest.raises(ConfigError, match=r"train\.seed = \d+, now it is 77\. Set it back"):
+        train(folders, config_of(data), TrainConfig(threads=1, epochs=1, seed=77))
+    assert (folders.encoded / "about.json").read_bytes() == about
+
+
+def road_of(data: Path, ranker: RankerConfig, **tables: Any) -> RankerRoad:
+    tables |= {"run": {"dir": str(data / "run")}}
+    tables |= {"ranker": ranker.model_dump(mode="json", exclude_none=True)}
+    return RankerRoad(from_tables(tables, name="x.toml"))
+
+
+@pytest.mark.parametrize(
+    "changes, settings, sentence",
+    [
+        ({"valid": []}, {"early_stopping": {"patience": 2}}, "early_stopping needs rows"),
+        ({"train": "trian.parquet"}, {}, "trian.parquet is missing"),
+        ({"valid": "vaild.parquet"}, {}, "vaild.parquet is missing"),
+        (
+            {"test": "tset*.parquet"},
+            {},
+            "tset*.parquet is missing: no such file. Mend the path (it starts from the folder of "
+            "the command).",
+        ),
+    ],
+)
+def test_plan_and_train_refuse_before_rows_are_encoded(
+    data: Path, changes: dict[str, Any], settings: dict[str, Any], sentence: str
+) -> None:
+    road = road_of(data, config_of(data, **changes), train=settings)
+    for command in (road.plan, road.train):
+        with pytest.raises((ConfigError, DataError)) as error:
+            command()
+        assert sentence in str(error.value)
+    assert not road.folders.encoded.exists()
+
+
+def test_plan_refuses_what_does_not_fit_the_memory_that_is_set(data: Path) -> None:
+    road = road_of(data, config_of(data), train={"memory_mb": 100})
+    for command in (road.plan, road.train):
+        with pytest.raises(ConfigError, match=r"Training plans for .* raise"):
+            command()
+
+
+def test_a_graph_beside_a_ranker_is_refused(data: Path) -> None:
+    with pytest.raises(ConfigError, match=r"x\.toml: \[graph\] and \[ranker\] are two models"):
+        road_of(data, config_of(data), graph={"inputs": []})
+
+
+def test_a_plan_encodes_as_training_does(data: Path) -> None:
+    """With the values of the ranker that training begins with: train need not do it again."""
+    earlier = RankerFolders(data / "earlier")
+    train(earlier, config_of(data), TrainConfig(threads=1, epochs=1))
+    config = config_of(data, start_from=str(earlier.checkpoint))
+    road = road_of(data, config, train={"threads": 1, "epochs": 1})
+    road.plan()
+    made = (road.folders.encoded / "about.json").stat().st_mtime_ns
+    road.train()
+    assert (road.folders.encoded / "about.json").stat().st_mtime_ns == made
+
+
+def test_train_says_that_it_fitted_a_calibration(
+    data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"threads": 1, "epochs": 1}
+    road_of(data, config_of(data), train=settings).train()
+    capsys.readouterr()
+    for kind, said in {
+        "platt": "train: nothing left to learn, platt calibration fitted on ranker.valid",
+        "none": "train: nothing left to do",
+    }.items():
+        road_of(data, config_of(data, calibration=kind), train=settings).train()
+        assert capsys.readouterr().out.splitlines() == [said]
 
 
 def test_names_that_are_empty_are_unset(data: Path) -> None:
