@@ -164,6 +164,7 @@ class RankerRoad:
     def publish(self, *, if_needed: bool = False) -> None:
         from embedsvc.publish_ranker import Rows, publish
         from embedsvc.ranking.trained import TrainedRanker
+        from embedsvc.training.ranker import check_files
 
         config = self.settings.table("publish", PublishConfig)
         config.check(self.settings.name, config.OF_GRAPHS, "with [ranker]")
@@ -174,6 +175,7 @@ class RankerRoad:
         if if_needed and self._is_live(settings, trained, evaluation):
             self._say(f"publish: {root} is up to date")
             return
+        check_files(self.config, ["valid" if self.config.valid else "train"])
         rows = Rows(self.folders.encoded, self.config)
         manifest, variants = publish(trained, rows, root, config, settings, evaluation)
         self._print_variants(variants)

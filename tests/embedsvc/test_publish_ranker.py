@@ -263,3 +263,12 @@ def test_settings_that_may_change_are_judged_and_published(folder: Path) -> None
     made.evaluate()
     made.publish()
     assert made.published.exists()
+
+
+def test_rows_that_are_gone_are_said_with_where_their_path_starts(folder: Path) -> None:
+    (folder / "test.parquet").unlink()
+    (folder / "valid.parquet").unlink()
+    made = road(folder)
+    for command in (made.evaluate, made.publish):
+        with pytest.raises(DataError, match="starts from the folder of the command"):
+            command()
