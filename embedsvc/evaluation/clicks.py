@@ -45,15 +45,17 @@ class ClickReport:
 
 
 def report(clicks: Clicks) -> ClickReport:
-    if not len(clicks):
+    """Of rows that count nothing there are no numbers but their own."""
+    positives = int((clicks.label > 0).sum())
+    if not clicks.weight.sum() > 0:
         nan = float("nan")
-        return ClickReport(0, 0, nan, nan, nan, nan, None, 0)
+        return ClickReport(len(clicks), positives, nan, nan, nan, nan, None, 0)
     found, users = gauc(clicks) if clicks.user is not None else (None, 0)
     mean = float(np.average(clicks.label, weights=clicks.weight))
     said = float(np.average(clicks.probability, weights=clicks.weight))
     return ClickReport(
         rows=len(clicks),
-        positives=int((clicks.label > 0).sum()),
+        positives=positives,
         auc=auc(clicks.probability, clicks.label, clicks.weight),
         log_loss=log_loss(clicks),
         calibration=said / mean if mean else float("nan"),
@@ -145,13 +147,15 @@ def paired_auc(
     user: NDArray[np.int64],
     draws: int = 200,
     seed: int = 0,
+    weight: Floats | None = None,
 ) -> tuple[list[Interval], list[Interval]]:
     """The AUC of each model, and the first one's less each other's, over the same drawn users.
 
-    Users are drawn with replacement; a row weighs as often as its user was drawn.
+    Users are drawn with replacement; a row counts its weight as often as its user was drawn.
     """
     _, who = np.unique(user, return_inverse=True)
     num_users = int(who.max()) + 1
+    weight = np.ones(len(label)) if weight is None else weight
     rng = np.random.default_rng(seed)
     orders = [np.argsort(score, kind="stable") for score in scores]
     ties = [_ties(score[order]) for score, order in zip(scores, orders, strict=True)]
@@ -161,12 +165,13 @@ def paired_auc(
         if draw:
             times = np.bincount(rng.integers(0, num_users, num_users), minlength=num_users)
         for at, (order, tie) in enumerate(zip(orders, ties, strict=True)):
-            found[draw, at] = _auc_sorted(tie, label[order], times[who[order]].astype(np.float64))
+            found[draw, at] = _auc_sorted(tie, label[order], (times[who] * weight)[order])
     less = found[:, :1] - found
     return [_interval(column) for column in found.T], [_interval(column) for column in less.T[1:]]
 
 
 def _interval(found: Floats) -> Interval:
     """found: the value of all users, then of each draw."""
-    low, high = np.nanquantile(found[1:], [0.025, 0.975])
+    drawn = found[1:][~np.isnan(found[1:])]
+    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
     return Interval(float(found[0]), float(low), float(high))

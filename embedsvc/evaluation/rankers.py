@@ -55,13 +55,15 @@ def judge(
 
 def _of_task(one: Clicks) -> dict[str, Any]:
     said = asdict(clicks.report(one))
-    if 0 < said["positives"] < said["rows"]:
+    if not np.isnan(said["auc"]):
         whose = np.arange(len(one)) if one.user is None else one.user
-        (interval,), _ = clicks.paired_auc([one.probability], one.label, whose)
+        (interval,), _ = clicks.paired_auc([one.probability], one.label, whose, weight=one.weight)
         said["auc_low"], said["auc_high"] = interval.low, interval.high
-    share = np.full(len(one), np.average(one.label, weights=one.weight) if len(one) else 0.0)
-    constant = Clicks(share, one.label, one.weight)
-    said["log_loss_of_share"] = clicks.log_loss(constant) if len(one) else float("nan")
+    said["log_loss_of_share"] = float("nan")
+    if one.weight.sum() > 0:
+        share = np.full(len(one), np.average(one.label, weights=one.weight))
+        constant = Clicks(share, one.label, one.weight)
+        said["log_loss_of_share"] = clicks.log_loss(constant)
     return said
 
 

@@ -46,7 +46,7 @@ from embedsvc.training.stopping import EarlyStopping, Judge
 from embedsvc.training.trainer import METRICS, TrainReport
 from partitions import durable
 from partitions.checkpoint import MANIFEST, Checkpoint, CheckpointManifest
-from partitions.encoded import BLOCK_ROWS
+from partitions.encoded import BLOCK_ROWS, EncodedFile
 from partitions.errors import ConfigError, DataError
 from partitions.features import Encoded, joined
 from partitions.schedule import Lease, Schedule
@@ -223,6 +223,7 @@ class _Trainer:
             self._start_from(earlier)
         self.stopping: EarlyStopping | None = None
         if train.early_stopping is not None:
+            _check_judged(encoding.open(VALID))
             rows = {"rows": encoding.digest, "valid": encoding.digest_of(VALID)}
             judge = Judge("auc", "rows", rows, self._judge)
             self.stopping = EarlyStopping(
@@ -331,14 +332,15 @@ class _Trainer:
         leases.clear()
 
     def _judge(self) -> tuple[float, int]:
-        """Mean AUC of the tasks on the validation rows, and how many these are."""
-        logits, labels, _ = predict(self.model, self.encoding.open(VALID))
+        """Mean AUC on the validation rows of the tasks that have one, and how many rows it are."""
+        logits, labels, weight = predict(self.model, self.encoding.open(VALID))
         found = []
         for logit, label in zip(logits.T, labels.T, strict=True):
-            known = ~np.isnan(label)
-            found.append(auc(logit[known].astype(np.float64), label[known].astype(np.float64)))
-        value = float(np.mean(found))
-        return (0.5 if np.isnan(value) else value), len(labels)
+            rows = ~np.isnan(label)
+            each = (one[rows].astype(np.float64) for one in (logit, label, weight))
+            found.append(auc(*each))
+        known = [value for value in found if not np.isnan(value)]
+        return (float(np.mean(known)) if known else 0.5), len(labels)
 
     # --- windows
 
@@ -360,7 +362,26 @@ def positive_weights(config: RankerConfig, encoding: Encoding) -> list[float]:
     """Of each task, what a row of label 1 counts."""
     if config.positive_weight != "balanced":
         return [float(config.positive_weight)] * len(config.labels)
-    return [rest / max(clicked, 1e-9) for clicked, rest in encoding.balance]
+    found = []
+    for label, (ones, rest) in zip(config.labels, encoding.balance, strict=True):
+        if not (ones and rest):
+            lacking = "ones" if rest else "zeros" if ones else "known rows"
+            logger.warning("label %s has no %s to learn from: it is not balanced", label, lacking)
+        found.append(rest / ones if ones and rest else 1.0)
+    return found
+
+
+def _check_judged(rows: EncodedFile) -> None:
+    """ConfigError where no task of the validation rows has an AUC."""
+    kinds = np.zeros((2, rows.num_labels))
+    for first in range(0, len(rows), BLOCK_ROWS):
+        block = rows.read(first, min(first + BLOCK_ROWS, len(rows)))
+        kinds += [block.weight @ (block.labels == kind) for kind in (0, 1)]
+    if not kinds.all(0).any():
+        raise ConfigError(
+            "[train] early_stopping judges by AUC, but no label of ranker.valid's rows has "
+            "both ones and zeros of a weight above 0: name other rows, or unset early_stopping."
+        )
 
 
 def _check_rows(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedsvc.evaluation import clicks
+from embedsvc.evaluation import clicks, rankers
 from embedsvc.evaluation.clicks import Clicks
 from embedsvc.ranking import calibration
 
@@ -83,6 +83,38 @@ def test_no_rows_have_no_numbers() -> None:
     none = np.empty(0)
     said = clicks.report(Clicks(none, none, none, none.astype(np.int64)))
     assert said.rows == 0 and math.isnan(said.auc) and said.gauc is None
+
+
+def test_rows_that_count_nothing_have_no_numbers() -> None:
+    user = np.arange(2)
+    one = Clicks(np.array([0.1, 0.2]), np.array([0.0, 1.0]), np.zeros(2), user)
+    said = clicks.report(one)
+    assert (said.rows, said.positives, said.gauc) == (2, 1, None)
+    assert all(map(math.isnan, (said.auc, said.log_loss, said.calibration, said.ece)))
+    found = rankers._of_task(one)
+    assert math.isnan(found["log_loss_of_share"]) and "auc_low" not in found
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=25))
+def test_intervals_count_weights_as_the_auc_does(
+    rows: list[tuple[float, int, float, int]],
+) -> None:
+    one = of(rows)
+    (own,), _ = clicks.paired_auc([one.probability], one.label, one.user, 20, weight=one.weight)
+    assert own.value == pytest.approx(pairs(rows), nan_ok=True)
+    assert math.isnan(own.low) or own.low <= own.high
+
+
+def test_intervals_of_weighted_rows_hold_their_auc() -> None:
+    """Rows that are told apart count 50 times as much as those that are not."""
+    rng = np.random.default_rng(0)
+    p = rng.random(4000)
+    label = (rng.random(4000) < np.where(np.arange(4000) < 2000, p, 0.5)).astype(np.float64)
+    weight = np.where(np.arange(4000) < 2000, 50.0, 1.0)
+    said = rankers._of_task(Clicks(p, label, weight))
+    assert said["auc_low"] < said["auc"] < said["auc_high"]
+    assert said["auc_high"] - said["auc_low"] < 0.1
 
 
 def test_scores_that_are_no_numbers_have_no_order() -> None:

@@ -472,3 +472,62 @@ def test_rows_are_judged_few_at_a_time(data: Path, monkeypatch: pytest.MonkeyPat
     logits, labels, weight = predict(model, rows)
     np.testing.assert_allclose(logits, whole, rtol=1e-4, atol=1e-5)
     assert len(labels) == len(weight) == sum(sizes) == ROWS and max(sizes) <= 1024
+
+
+def with_columns(data: Path, split: str, **columns: Any) -> None:
+    """The file of a split, with other columns."""
+    table = pq.read_table(data / f"{split}.parquet")
+    kept = [name for name in table.column_names if name not in columns]
+    whole = {name: table[name] for name in kept} | columns
+    pq.write_table(pa.table(whole), data / f"{split}.parquet")
+
+
+@pytest.mark.parametrize(
+    ("value", "lacking"), [(0.0, "ones"), (1.0, "zeros"), (None, "known rows")]
+)
+def test_a_label_of_one_kind_is_not_balanced(
+    data: Path, value: float | None, lacking: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_columns(data, "train", odd=pa.array([value] * ROWS, pa.float64()))
+    config = config_of(data, labels=["label", "odd"], positive_weight="balanced", valid=[])
+    folders = RankerFolders(data / "run")
+    train(folders, config, TrainConfig(threads=1, epochs=1))
+    trained = TrainedRanker(folders.checkpoint)
+    assert trained.positive_weight[0] != 1 and trained.positive_weight[1] == 1
+    assert f"label odd has no {lacking} to learn from" in caplog.text
+    said = trained.probabilities(trained.features.encode(clicks(2, 10).to_batches()[0]))
+    assert np.isfinite(said).all()
+
+
+STOPPING = {"threads": 1, "epochs": 2, "early_stopping": {"patience": 2}}
+
+
+def history_of(folders: RankerFolders) -> list[float]:
+    found = json.loads((folders.checkpoint / "stopping.json").read_text())
+    return [value for _, value in found["history"]]
+
+
+def test_early_stopping_judges_by_labels_of_both_kinds_and_by_weights(data: Path) -> None:
+    rng = np.random.default_rng(5)
+    for split, rows in (("train", ROWS), ("valid", 2000)):
+        odd = rng.integers(0, 2, rows) if split == "train" else np.zeros(rows, int)
+        with_columns(data, split, odd=odd, count=np.where(np.arange(rows) % 2, 20.0, 0.5))
+    config = config_of(data, labels=["odd", "label"], weight="count")
+    folders = RankerFolders(data / "run")
+    train(folders, config, TrainConfig.model_validate(STOPPING))
+    best = max(history_of(folders))
+    found = judge(TrainedRanker(folders.checkpoint), config, "valid")["labels"]
+    assert best == pytest.approx(found["label"]["auc"], abs=1e-6) and best != 0.5
+    assert np.isnan(found["odd"]["auc"])
+
+
+@pytest.mark.parametrize("change", [{"label": np.zeros(2000)}, {"count": np.zeros(2000)}])
+def test_early_stopping_needs_both_kinds_of_rows(data: Path, change: dict[str, Any]) -> None:
+    for split, rows in (("train", ROWS), ("valid", 2000)):
+        with_columns(data, split, count=np.ones(rows))
+    with_columns(data, "valid", **change)
+    config = config_of(data, weight="count")
+    folders = RankerFolders(data / "run")
+    with pytest.raises(ConfigError, match=r"early_stopping judges by AUC, but no label"):
+        train(folders, config, TrainConfig.model_validate(STOPPING))
+    assert not (folders.checkpoint / "manifest.json").exists()
