@@ -9,8 +9,6 @@ A version goes live only after the written files, read back as a server reads th
 golden rows what training's model says: to 1e-5, and in int8 as far off as it was when it was made.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -32,7 +30,7 @@ from embedsvc.ranking.quantization import quantized
 from embedsvc.ranking.trained import TrainedRanker
 from embedsvc.training.pruning import prune
 from partitions import published, ranker_files
-from partitions.encoded import BLOCK_ROWS, EncodedFile
+from partitions.encoded import BLOCK_ROWS, EncodedFile, Labelled
 from partitions.errors import ConfigError, DataError
 from partitions.features import Encoded
 from partitions.published import Manifest
@@ -124,11 +122,10 @@ def publish(
 
 def sources_of(trained: TrainedRanker, evaluation: Mapping[str, Any]) -> dict[str, Any]:
     """What a version says of the checkpoint that it was made of."""
-    tasks = json.dumps([task.as_json() for task in trained.calibration], sort_keys=True)
     return {
         "checkpoint": trained.digest,
         "evaluation": {key: value for key, value in evaluation.items() if key != "seconds"},
-        "calibration": hashlib.sha256(tasks.encode()).hexdigest(),
+        "calibration": trained.calibration_digest,
     }
 
 
@@ -211,15 +208,18 @@ class _Judge:
     def _auc(self, session: onnxruntime.InferenceSession) -> dict[str, float | None]:
         if self._valid is None:
             return dict.fromkeys(self._labels)
-        logits, labels = [], []
-        for batch, part in _pieces(self._valid):
-            logits.append(session.run([LOGIT], fed(batch))[0])
-            labels.append(part)
-        said, right = (np.concatenate(parts).astype(np.float64) for parts in (logits, labels))
+        logits, labels, weights = [], [], []
+        for piece in _pieces(self._valid):
+            logits.append(session.run([LOGIT], fed(piece.rows))[0])
+            labels.append(piece.labels)
+            weights.append(piece.weight)
+        said, right, weight = (
+            np.concatenate(parts).astype(np.float64) for parts in (logits, labels, weights)
+        )
         found: dict[str, float | None] = {}
         for task, name in enumerate(self._labels):
             known = ~np.isnan(right[:, task])
-            value = auc(said[known, task], right[known, task])
+            value = auc(said[known, task], right[known, task], weight[known])
             found[name] = None if np.isnan(value) else float(value)
         return found
 
@@ -233,12 +233,11 @@ class _Judge:
         return round(float(p50), 4), round(float(p99), 4)
 
 
-def _pieces(rows: EncodedFile) -> Iterator[tuple[Encoded, NDArray[np.float32]]]:
+def _pieces(rows: EncodedFile) -> Iterator[Labelled]:
     for at in range(0, len(rows), BLOCK_ROWS):
         block = rows.read(at, min(at + BLOCK_ROWS, len(rows)))
         for first in range(0, len(block.weight), _SCORED_ROWS):
-            piece = block.slice(first, min(first + _SCORED_ROWS, len(block.weight)))
-            yield piece.rows, piece.labels
+            yield block.slice(first, min(first + _SCORED_ROWS, len(block.weight)))
 
 
 def _session(graph: bytes | str) -> onnxruntime.InferenceSession:

@@ -117,7 +117,8 @@ class RankerRoad:
         with rows_bar(self.console) as bar:
             task = bar.add_task("eval", total=None)
             result = judge(trained, self.config, split, lambda rows: bar.advance(task, rows))
-        result |= {"checkpoint": trained.digest, "split": split}
+        result |= {"checkpoint": trained.digest, "calibration": trained.calibration_digest}
+        result["split"] = split
         result["seconds"] = round(time.perf_counter() - start, 2)
         self._print(result)
         durable.write_json(self.folders.checkpoint / EVALUATION, durable.without_nan(result))
@@ -170,7 +171,7 @@ class RankerRoad:
         config.check(self.settings.name, config.OF_GRAPHS, "with [ranker]")
         trained, start = TrainedRanker(self.folders.checkpoint), time.perf_counter()
         self._check_current(trained)
-        evaluation, root = self._evaluation_of(trained.digest), self.published
+        evaluation, root = self._evaluation_of(trained), self.published
         settings = self.settings.resolved()
         if if_needed and self._is_live(settings, trained, evaluation):
             self._say(f"publish: {root} is up to date")
@@ -185,11 +186,12 @@ class RankerRoad:
             f"agree, {time.perf_counter() - start:.1f} s"
         )
 
-    def _evaluation_of(self, checkpoint: str) -> dict[str, Any]:
-        """Of exactly this checkpoint; empty where it was not evaluated."""
+    def _evaluation_of(self, trained: "TrainedRanker") -> dict[str, Any]:
+        """Of exactly this checkpoint, calibrated as it is; empty where it was not evaluated."""
         path = self.folders.checkpoint / EVALUATION
         found = durable.read_json(path, "Run embedsvc eval again.") if path.exists() else {}
-        return found if found.get("checkpoint") == checkpoint else {}
+        now = {"checkpoint": trained.digest, "calibration": trained.calibration_digest}
+        return found if now.items() <= found.items() else {}
 
     def _is_live(
         self, settings: dict[str, Any], trained: "TrainedRanker", evaluation: dict[str, Any]

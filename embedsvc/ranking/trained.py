@@ -5,6 +5,8 @@ start of another training read.
     CHECKPOINT/calibration.json  {checkpoint: digest of the manifest that it is of, ...}
 """
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +132,12 @@ class TrainedRanker:
             if found.get("checkpoint") == self.digest:
                 self.calibrated = found["kind"]
                 self.calibration = [Calibration.from_json(task) for task in found["tasks"]]
+
+    @property
+    def calibration_digest(self) -> str:
+        """Of how probabilities follow from logits."""
+        tasks = json.dumps([task.as_json() for task in self.calibration], sort_keys=True)
+        return hashlib.sha256(tasks.encode()).hexdigest()
 
     def logits(self, batch: Encoded) -> NDArray[np.float64]:
         """[n, T], of ones and zeros as often as they are."""

@@ -11,6 +11,7 @@ import pytest
 
 from embedsvc import publish_ranker
 from embedsvc.config import PublishConfig
+from embedsvc.evaluation.rankers import judge
 from embedsvc.ranking.trained import TrainedRanker
 from partitions import published
 from partitions.errors import ConfigError, DataError
@@ -46,6 +47,11 @@ def publish(folder: Path, **settings: Any) -> Path:
 def weights(ranker: Path) -> dict[str, np.ndarray]:
     graph = onnx.load(ranker / "ranker.onnx").graph
     return {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+
+
+def metrics_of(ranker: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((ranker.parent / "metrics.json").read_text())
+    return found
 
 
 def variants(ranker: Path) -> list[dict[str, Any]]:
@@ -181,6 +187,32 @@ def test_what_is_live_already_is_not_published_again(folder: Path) -> None:
     (made.published / "v000002/ranker/ranker.onnx").write_bytes(b"")
     road(folder, quantize="int8").publish(if_needed=True)
     assert published.current(made.published) == "v000003"
+
+
+def test_an_evaluation_of_another_calibration_is_not_published(folder: Path) -> None:
+    road(folder).evaluate()
+    assert metrics_of(publish(folder))["evaluation"]["labels"]
+    other = road(folder, {"calibration": "platt"})
+    other.train()
+    other.publish()
+    ranker = other.published / published.current(other.published) / "ranker"
+    assert metrics_of(ranker)["evaluation"] == {}
+    other.evaluate()
+    other.publish(if_needed=True)
+    ranker = other.published / published.current(other.published) / "ranker"
+    metrics = metrics_of(ranker)
+    assert metrics["evaluation"]["calibration"] == metrics["calibration"]
+
+
+def test_variants_are_judged_by_what_rows_count(folder: Path) -> None:
+    shutil.rmtree(folder / "run")
+    made = road(folder, {"weight": "age", "calibration": "none"})
+    made.train()
+    made.publish()
+    ranker = made.published / published.current(made.published) / "ranker"
+    found = judge(TrainedRanker(made.folders.checkpoint), made.config, "valid")["labels"]
+    for label, value in variants(ranker)[0]["auc"].items():
+        assert value == pytest.approx(found[label]["auc"], abs=1e-6)
 
 
 def test_settings_of_graphs_do_not_apply(folder: Path) -> None:
