@@ -62,7 +62,7 @@ class RankerRoad:
         from embedsvc.training.ranker import check, plan_of, prepare
 
         check(self.folders, self.config, self.train_config)
-        encoding, _ = prepare(self.folders, self.config)
+        encoding = prepare(self.folders, self.config)
         plan = plan_of(encoding, self.config)
         self._say(str(plan))
         plan.check(self.train_config.memory_mb)

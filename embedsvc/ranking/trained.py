@@ -22,7 +22,7 @@ from embedsvc.ranking.slots import Ftrl
 from embedsvc.ranking.wide_deep import Deep, Wide, WideDeep
 from embedsvc.trained import settings_of
 from partitions import durable
-from partitions.checkpoint import BEST, MANIFEST, Checkpoint
+from partitions.checkpoint import BEST, MANIFEST, Checkpoint, CheckpointManifest
 from partitions.encoded import BLOCK_ROWS, EncodedFile
 from partitions.errors import DataError
 from partitions.features import Encoded, Features, Layout
@@ -98,16 +98,31 @@ def name_of(spec: str | dict[str, Any]) -> str:
     return spec if isinstance(spec, str) else str(spec["name"])
 
 
+def described(folder: Path) -> tuple[RankerConfig, Features]:
+    """The settings and features of a TrainedRanker, without its tables and layers."""
+    name, manifest = _commit_of(Checkpoint(folder))
+    config = settings_of(manifest, folder / name, "ranker", RankerConfig)
+    return config, Features.load(folder / FEATURES)
+
+
+def _commit_of(checkpoint: Checkpoint) -> tuple[str, CheckpointManifest]:
+    """The manifest's file name, and what it says."""
+    name = BEST if checkpoint.has_best else MANIFEST
+    manifest = checkpoint.read_manifest(name)
+    if "ranker" not in manifest.config:
+        raise DataError(
+            f"{checkpoint.path} is no ranker's checkpoint: it was trained without [ranker]."
+        )
+    return name, manifest
+
+
 class TrainedRanker:
     """A ranker as it was committed: the best commit where there is one, else the newest."""
 
     def __init__(self, folder: Path) -> None:
         """folder: of a checkpoint. Raises DataError where it is none, or damaged."""
         self.checkpoint = Checkpoint(folder)
-        name = BEST if self.checkpoint.has_best else MANIFEST
-        manifest = self.checkpoint.read_manifest(name)
-        if "ranker" not in manifest.config:
-            raise DataError(f"{folder} is no ranker's checkpoint: it was trained without [ranker].")
+        name, manifest = _commit_of(self.checkpoint)
         self.checkpoint.verify(manifest)
         self.digest = durable.sha256_of(folder / name)
         path = folder / name

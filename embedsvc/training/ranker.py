@@ -32,6 +32,7 @@ from embedsvc.ranking.trained import (
     CALIBRATION,
     FEATURES,
     TrainedRanker,
+    described,
     model_of,
     name_of,
     predict,
@@ -101,13 +102,13 @@ def train(folders: RankerFolders, config: RankerConfig, train: TrainConfig) -> T
     """
     with durable.only_writer(folders.checkpoint, "training into"):
         check(folders, config, train)
-        encoding, earlier = prepare(folders, config)
+        encoding = prepare(folders, config)
         plan = plan_of(encoding, config)
         logger.info("%s", plan)
         plan.check(train.memory_mb)
         if train.threads:
             torch.set_num_threads(train.threads)
-        report = _Trainer(encoding, folders.checkpoint, config, train, earlier).run()
+        report = _Trainer(encoding, folders.checkpoint, config, train).run()
         if config.calibration == "none":
             (folders.checkpoint / CALIBRATION).unlink(missing_ok=True)
         else:
@@ -170,13 +171,10 @@ def _changed(path: Path, difference: tuple[str, Any, Any]) -> ConfigError:
     )
 
 
-def prepare(
-    folders: RankerFolders, config: RankerConfig
-) -> tuple[Encoding, "TrainedRanker | None"]:
-    """The rows, encoded, and the ranker that training begins with."""
-    earlier = None if config.start_from is None else TrainedRanker(config.start_from)
-    start = earlier.features if earlier is not None else None
-    return Encoding.prepare(folders.encoded, config, start), earlier
+def prepare(folders: RankerFolders, config: RankerConfig) -> Encoding:
+    """The rows, encoded, by the features that training begins with."""
+    start = described(config.start_from)[1] if config.start_from is not None else None
+    return Encoding.prepare(folders.encoded, config, start)
 
 
 def plan_of(encoding: Encoding, config: RankerConfig) -> RankerPlan:
@@ -194,7 +192,6 @@ class _Trainer:
         folder: Path,
         config: RankerConfig,
         train: TrainConfig,
-        earlier: "TrainedRanker | None",
     ) -> None:
         self.encoding, self.config, self.train = encoding, config, train
         self.checkpoint = Checkpoint(folder, keep_cached=train.page_cache)
@@ -219,8 +216,8 @@ class _Trainer:
             stored.load_arrays(self.model, self.checkpoint.read_parameters(manifest.parameters))
         else:
             encoding.features.save(folder / FEATURES)
-        if earlier is not None and not self.resumed:
-            self._start_from(earlier)
+        if config.start_from is not None and not self.resumed:
+            self._start_from(TrainedRanker(config.start_from))
         self.stopping: EarlyStopping | None = None
         if train.early_stopping is not None:
             _check_judged(encoding.open(VALID))

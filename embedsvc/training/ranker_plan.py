@@ -1,16 +1,22 @@
 """The memory plan of `[ranker]`: what training will take at most, said before it is taken."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 from embedsvc.outputs.sparse import ROW_OPTIMIZERS
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import Encoding
+from embedsvc.ranking.trained import described
 from partitions.errors import ConfigError
-from partitions.features import Slot
+from partitions.features import Features, Layout, Slot
 from partitions.memory import available_bytes
 
 _PROCESS_BYTES = 560_000_000  # interpreter, libraries and compiled kernels, as measured
 _COPIES = 4  # of a window: as read, of which the file's pages count, end to end, and shuffled
+_VALUE_BYTES = 100  # of a vocabulary: its text, its fingerprint and where it stands
+_HELD = {"adagrad": 4, "adam": 5}  # weights, gradients, the optimizer's state, and a step's own
 
 
 @dataclass(frozen=True)
@@ -18,21 +24,27 @@ class RankerPlan:
     """Bytes, by what they are for."""
 
     tables: int  # of which pages are taken where ids were met
+    layers: int  # with their gradients and the optimizer's state
     window: int
     batch: int
     commit: int  # which ids were met
+    vocabularies: int
+    start: int  # the model of start_from, which is dropped before the first window is read
     process: int = _PROCESS_BYTES
 
     @property
     def total(self) -> int:
-        return self.tables + self.window + self.batch + self.commit + self.process
+        kept = self.tables + self.layers + self.vocabularies + self.process
+        return kept + max(self.window + self.batch + self.commit, self.start)
 
     def __str__(self) -> str:
         mb = {name: value / 1e6 for name, value in vars(self).items()}
+        start = f"start_from before the first window {mb['start']:,.0f}, " if self.start else ""
         return (
             f"memory plan: at most {self.total / 1e6:,.0f} MB (tables {mb['tables']:,.0f}, taken "
-            f"as ids are met, window of rows {mb['window']:,.0f}, batch {mb['batch']:,.0f}, "
-            f"commit {mb['commit']:,.0f}, process {mb['process']:,.0f})"
+            f"as ids are met, layers {mb['layers']:,.0f}, vocabularies {mb['vocabularies']:,.0f}, "
+            f"window of rows {mb['window']:,.0f}, batch {mb['batch']:,.0f}, commit "
+            f"{mb['commit']:,.0f}, {start}process {mb['process']:,.0f})"
         )
 
     def check(self, memory_mb: int | None) -> None:
@@ -42,6 +54,9 @@ class RankerPlan:
             return
         remedies = {
             "tables": ("tables", "a larger min_count, fewer buckets, a smaller ranker.deep.dim"),
+            "layers": ("layers", "fewer or smaller ranker.deep.hidden"),
+            "vocabularies": ("vocabularies", "a larger min_count, or hashes"),
+            "start": ("the model of start_from", "a smaller one"),
             "window": ("rows that are shuffled", "fewer features"),
             "commit": ("commits", "a larger min_count, fewer buckets"),
             "batch": ("work on a batch", "a smaller ranker.batch_size"),
@@ -58,18 +73,61 @@ class RankerPlan:
 
 def plan_ranker(encoding: Encoding, config: RankerConfig, window_rows: int) -> RankerPlan:
     """window_rows: most rows that are shuffled at once."""
-    layout, tasks = encoding.features.layout, len(config.labels)
-    tables = sum(slot.size * _bytes_an_id(config, layout.crosses, slot) for slot in layout.slots)
-    width = sum(config.deep.dim_of(slot.name, layout.crosses) for slot in layout.slots)
-    width += len(layout.dense)
+    features, tasks = encoding.features, len(config.labels)
+    layout = features.layout
+    width = _width(layout, config)
     hidden = sum(config.deep.hidden) if config.deep.enabled else 0
     # Inputs and their gradients, units before and after ReLU and their gradients.
     batch = config.batch_size * 4 * (4 * width + 4 * hidden + 4 * tasks + 2 * len(layout.slots))
     rows = min(window_rows, encoding.num_rows)
     # A byte an id of the largest slot, and the numbers of those that were met.
     largest = max((slot.size for slot in layout.slots), default=0)
-    commit = largest + 8 * min(largest, encoding.num_rows)
-    return RankerPlan(tables, int(_COPIES * rows * encoding.bytes_a_row), batch, commit)
+    return RankerPlan(
+        tables=_tables(layout, config),
+        layers=_layers(layout, config),
+        window=int(_COPIES * rows * encoding.bytes_a_row),
+        batch=batch,
+        commit=largest + 8 * min(largest, encoding.num_rows),
+        vocabularies=_vocabularies(features),
+        start=_start(config.start_from) if config.start_from is not None else 0,
+    )
+
+
+def _start(folder: Path) -> int:
+    config, features = described(folder)
+    layout = features.layout
+    return _tables(layout, config) + _layers(layout, config) + _vocabularies(features)
+
+
+def _vocabularies(features: Features) -> int:
+    kinds, slots = features.config.features, features.layout.slots
+    known = (slot for slot in slots if slot.name in kinds and kinds[slot.name].kind == "category")
+    return _VALUE_BYTES * sum(slot.size for slot in known)
+
+
+def _layers(layout: Layout, config: RankerConfig) -> int:
+    """Weights and biases of the body or of both towers, as often as they are held."""
+    deep = config.deep
+    if not deep.enabled:
+        return 0
+    ends = [] if deep.towers else [len(config.labels)]
+    sides: Sequence[Collection[str] | None] = deep.towers or [None]
+    count = 0
+    for side in sides:
+        sizes = [_width(layout, config, side), *deep.hidden, *ends]
+        count += sum((before + 1) * after for before, after in pairwise(sizes))
+    return 4 * count * _HELD[deep.optimizer]
+
+
+def _width(layout: Layout, config: RankerConfig, side: Collection[str] | None = None) -> int:
+    """Numbers that the body reads, or a tower of these features."""
+    slots = [slot.name for slot in layout.slots if side is None or slot.name in side]
+    dims = sum(config.deep.dim_of(name, layout.crosses) for name in slots)
+    return dims + len(layout.dense_of(config.deep.numbers if side is None else side))
+
+
+def _tables(layout: Layout, config: RankerConfig) -> int:
+    return sum(slot.size * _bytes_an_id(config, layout.crosses, slot) for slot in layout.slots)
 
 
 def _bytes_an_id(config: RankerConfig, crosses: frozenset[str], slot: Slot) -> int:

@@ -410,6 +410,46 @@ def test_what_dims_or_towers_name_has_an_embedding(
     assert plan_of(encoding, config).tables == planned  # with a row optimizer's state
 
 
+@pytest.mark.parametrize(
+    ("deep", "held"),
+    [
+        ({}, 4),
+        ({"optimizer": "adam"}, 5),
+        ({"towers": [["user", "age"], ["item"]]}, 4),
+        ({"enabled": False}, 0),
+    ],
+)
+def test_the_plan_counts_every_weight_of_the_layers(
+    data: Path, deep: dict[str, Any], held: int
+) -> None:
+    config = config_of(data, deep={"dim": 4, "hidden": [9, 8], **deep})
+    encoding = Encoding.prepare(data / "encoded", config)
+    body = model_of(encoding.features.layout, config, [1.0], TrainConfig(threads=1)).body
+    weights = sum(p.numel() for p in body.parameters()) if body is not None else 0
+    weights -= 2 * ("towers" in deep)  # scale and bias
+    assert plan_of(encoding, config).layers == 4 * held * weights
+
+
+def test_layers_that_do_not_fit_are_refused_before_they_are_made(data: Path) -> None:
+    config = config_of(data, deep={"hidden": [9000, 9000]})
+    with pytest.raises(ConfigError, match=r"most of it is for layers, .* ranker.deep.hidden"):
+        train(RankerFolders(data / "run"), config, TrainConfig(memory_mb=600))
+
+
+def test_the_plan_counts_the_model_that_training_starts_from(data: Path) -> None:
+    wide = {"crosses": {"pair": {"of": ["user", "item"], "buckets": 200_000}}}
+    first = RankerFolders(data / "first")
+    train(first, config_of(data, **wide), TrainConfig(threads=1, epochs=1))
+    config = config_of(data, start_from=first.checkpoint)
+    encoding = Encoding.prepare(data / "encoded", config)
+    plan, alone = plan_of(encoding, config), plan_of(encoding, config_of(data))
+    assert plan.start > 200_000 * 8 > alone.total - alone.process
+    assert plan.total == plan.process + plan.tables + plan.layers + plan.vocabularies + plan.start
+    assert plan.vocabularies == 100 * sum(
+        slot.size for slot in encoding.features.layout.slots if slot.name != "pair"
+    )
+
+
 PEAK = """
 import sys
 from embedsvc.config import TrainConfig
