@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from embedsvc.config import PublishConfig
 from embedsvc.evaluation.clicks import auc
 from embedsvc.ranking.config import RankerConfig
-from embedsvc.ranking.encoding import TRAIN, VALID, examples
+from embedsvc.ranking.encoding import TRAIN, VALID, About, examples, open_encoded
 from embedsvc.ranking.onnx_export import export
 from embedsvc.ranking.quantization import quantized
 from embedsvc.ranking.trained import TrainedRanker
@@ -68,10 +68,15 @@ class Rows:
     def open(self, split: str, trained: TrainedRanker) -> EncodedFile | None:
         if not getattr(self.config, split):
             return None
-        path = self.encoded / f"{split}.arrow"
-        if not path.exists():
+        about, path = About.read(self.encoded), self.encoded / f"{split}.arrow"
+        if about is None or split not in about.files or not path.exists():
             raise DataError(f"{path} is missing: run embedsvc train, which encodes ranker.{split}.")
-        return EncodedFile(path, trained.features)
+        if split == VALID and not about.is_of(self.config, VALID):
+            raise DataError(
+                f"{self.encoded} holds other rows than ranker.valid names now: run embedsvc train, "
+                "which encodes them again, and trains on only if epochs are left."
+            )
+        return open_encoded(self.encoded, about, split, trained.features)
 
     def raw(self, trained: TrainedRanker) -> Iterator[pa.RecordBatch]:
         """The columns that features read, of validation rows, or else of those learnt from."""

@@ -59,13 +59,12 @@ class RankerRoad:
             )
 
     def plan(self) -> None:
-        from embedsvc.training.ranker import check, plan_of, prepare
+        from embedsvc.training.ranker import check, plan
 
         check(self.folders, self.config, self.train_config)
-        encoding = prepare(self.folders, self.config)
-        plan = plan_of(encoding, self.config)
-        self._say(str(plan))
-        plan.check(self.train_config.memory_mb)
+        found = plan(self.folders, self.config)
+        self._say(str(found))
+        found.check(self.train_config.memory_mb)
 
     def train(self) -> "TrainReport":
         from embedsvc.training import report as page

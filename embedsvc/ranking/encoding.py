@@ -3,9 +3,12 @@ the validation rows encoded once.
 
     encoded/features.json, features.arrow   what was fitted (partitions.features)
     encoded/train.arrow, valid.arrow        encoded rows, labels and weights (partitions.encoded)
-    encoded/about.json                      of which files and settings; written last
+    encoded/about.json                      {"format_version": 2, "wanted": files and settings that
+                                            it is of, "files": bytes and sha256 of the two,
+                                            "num_rows", "balance"}; written last
 
-Made anew where files or settings changed. Test rows are encoded as they are read.
+Made anew where files or settings changed, or where about.json can't be read. Test rows are encoded
+as they are read.
 """
 
 import logging
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 
 from embedsvc.ranking.config import RankerConfig
 from partitions import durable, encoded, rows
+from partitions.durable import FileEntry
 from partitions.encoded import EncodedFile
 from partitions.errors import DataError
 from partitions.features import Features, columns
@@ -29,10 +33,9 @@ from partitions.sources import expand
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 ABOUT = "about.json"
 TRAIN, VALID = "train", "valid"
-_REMEDY = "Remove the folder and train again."
 Floats = NDArray[np.float32]
 
 
@@ -45,12 +48,44 @@ class Examples(NamedTuple):
 
 
 @dataclass(frozen=True)
+class About:
+    """What about.json says. Who writes into the folder holds the lock of the run's checkpoint."""
+
+    wanted: dict[str, Any]
+    files: dict[str, FileEntry]  # by split
+    num_rows: int  # to learn from
+    balance: list[tuple[float, float]]  # of each label, the weight of its ones and zeros
+
+    @classmethod
+    def read(cls, folder: Path) -> "About | None":
+        """None where there is none that can be read: what it is of is then encoded anew."""
+        try:
+            found = durable.read_json(folder / ABOUT, "")
+            if found["format_version"] != FORMAT_VERSION:
+                return None
+            balance = [(float(ones), float(zeros)) for ones, zeros in found["balance"]]
+            files = {split: FileEntry(**entry) for split, entry in found["files"].items()}
+            known = cls(dict(found["wanted"]), files, int(found["num_rows"]), balance)
+        except (DataError, KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return known if TRAIN in files else None
+
+    def is_of(self, config: RankerConfig, split: str) -> bool:
+        """Whether a split's files are those that were encoded, wherever they lie now."""
+        then, now = self.wanted["files"][split], _files_of(config, split)
+        return [file[1:] for file in then] == [file[1:] for file in now]
+
+    def write(self, folder: Path) -> None:
+        files = {split: entry.as_json() for split, entry in self.files.items()}
+        content = {"format_version": FORMAT_VERSION, **vars(self), "files": files}
+        durable.write_json(folder / ABOUT, content)
+
+
+@dataclass(frozen=True)
 class Encoding:
     folder: Path
     features: Features
-    digest: str  # of features and training rows
-    num_rows: int  # to learn from
-    balance: list[tuple[float, float]]  # of each label, the weight of its ones and zeros
+    about: About
 
     @classmethod
     def prepare(
@@ -58,47 +93,70 @@ class Encoding:
     ) -> "Encoding":
         """Fit and encode, unless that was done of the same files with the same settings.
 
-        start: the features of the model that training begins with.
+        start: the features of the model that training begins with. Who calls it holds the lock of
+        the run's checkpoint: training reads what this replaces.
         """
         wanted = _wanted(config, start)
-        if (folder / ABOUT).exists():
-            about = durable.read_json(folder / ABOUT, _REMEDY)
-            if about.get("wanted") == wanted:
-                return cls._opened(folder, about)
-        logger.info("encoding rows into %s", folder)
-        with durable.replacing_folder(folder) as fresh:
-            features = Features.fit(
-                config.encoding, (part.rows for part in examples(config, TRAIN)), start
-            )
-            features.save(fresh)
-            balance = np.zeros((len(config.labels), 2))
-            encoded.write(_path(fresh, TRAIN), features, _weighed(config, balance))
-            if config.valid:
-                encoded.write(_path(fresh, VALID), features, examples(config, VALID))
-            about = {
-                "format_version": FORMAT_VERSION,
-                "wanted": wanted,
-                "digest": durable.sha256_of(_path(fresh, TRAIN)),
-                "balance": balance.tolist(),
-            }
-            durable.write_json(fresh / ABOUT, about)
-        return cls._opened(folder, about)
+        about = About.read(folder)
+        if about is None or about.wanted != wanted:
+            logger.info("encoding rows into %s", folder)
+            with durable.replacing_folder(folder) as fresh:
+                about = _encode(fresh, config, start, wanted)
+                about.write(fresh)
+        return cls(folder, Features.load(folder), about)
 
-    @classmethod
-    def _opened(cls, folder: Path, about: dict[str, Any]) -> "Encoding":
-        features = Features.load(folder)
-        found = cls(folder, features, about["digest"], 0, [tuple(b) for b in about["balance"]])
-        return cls(folder, features, found.digest, len(found.open(TRAIN)), found.balance)
+    @property
+    def digest(self) -> str:
+        """Of features and training rows."""
+        return self.digest_of(TRAIN)
+
+    @property
+    def num_rows(self) -> int:
+        return self.about.num_rows
+
+    @property
+    def balance(self) -> list[tuple[float, float]]:
+        return self.about.balance
 
     def open(self, split: str) -> EncodedFile:
-        return EncodedFile(_path(self.folder, split), self.features)
+        """Raises DataError where the file is not, to the byte, what was written: it would be
+        learnt from."""
+        return open_encoded(self.folder, self.about, split, self.features)
 
     def digest_of(self, split: str) -> str:
-        return durable.sha256_of(_path(self.folder, split))
+        return self.about.files[split].sha256
 
     @property
     def bytes_a_row(self) -> float:
-        return _path(self.folder, TRAIN).stat().st_size / max(self.num_rows, 1)
+        return self.about.files[TRAIN].bytes / max(self.num_rows, 1)
+
+
+def open_encoded(folder: Path, about: About, split: str, features: Features) -> EncodedFile:
+    remedy = f"Remove {folder} and run embedsvc train, which encodes the rows again."
+    if split not in about.files:
+        raise DataError(f"{_path(folder, split)} is missing. {remedy}")
+    return EncodedFile(durable.verify(folder, about.files[split], remedy), features)
+
+
+def _files_of(config: RankerConfig, split: str) -> list[list[Any]]:
+    """(name, bytes, time) of each of a split's files, as JSON has it."""
+    named = [file for source in getattr(config, split) for file in expand(Path(), source)]
+    return [[file.name, file.num_bytes, file.modified_ns] for file in named]
+
+
+def _encode(
+    fresh: Path, config: RankerConfig, start: Features | None, wanted: dict[str, Any]
+) -> About:
+    features = Features.fit(config.encoding, (part.rows for part in examples(config, TRAIN)), start)
+    features.save(fresh)
+    balance = np.zeros((len(config.labels), 2))
+    num_rows = encoded.write(_path(fresh, TRAIN), features, _weighed(config, balance))
+    splits = [TRAIN]
+    if config.valid:
+        encoded.write(_path(fresh, VALID), features, examples(config, VALID))
+        splits.append(VALID)
+    files = {split: durable.entry_of(fresh, _path(fresh, split)) for split in splits}
+    return About(wanted, files, num_rows, [(ones, zeros) for ones, zeros in balance.tolist()])
 
 
 def _path(folder: Path, split: str) -> Path:
@@ -107,16 +165,12 @@ def _path(folder: Path, split: str) -> Path:
 
 def _wanted(config: RankerConfig, start: Features | None) -> dict[str, Any]:
     """What the encoding is made of."""
-    files = {}
-    for split in (TRAIN, VALID):
-        named = [file for source in getattr(config, split) for file in expand(Path(), source)]
-        files[split] = [[file.name, file.num_bytes, file.modified_ns] for file in named]
     return {
         "features": config.encoding.model_dump(mode="json"),
         "sources": config.model_dump(mode="json", include={TRAIN, VALID}),
         "labels": config.labels,
         "weight": config.weight,
-        "files": files,
+        "files": {split: _files_of(config, split) for split in (TRAIN, VALID)},
         "start": start.digest if start is not None else None,
     }
 

@@ -8,7 +8,7 @@ start of another training read.
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,7 +102,7 @@ def described(folder: Path) -> tuple[RankerConfig, Features]:
     """The settings and features of a TrainedRanker, without its tables and layers."""
     name, manifest = _commit_of(Checkpoint(folder))
     config = settings_of(manifest, folder / name, "ranker", RankerConfig)
-    return config, Features.load(folder / FEATURES)
+    return config, _features(folder, manifest)
 
 
 def _commit_of(checkpoint: Checkpoint) -> tuple[str, CheckpointManifest]:
@@ -114,6 +114,45 @@ def _commit_of(checkpoint: Checkpoint) -> tuple[str, CheckpointManifest]:
             f"{checkpoint.path} is no ranker's checkpoint: it was trained without [ranker]."
         )
     return name, manifest
+
+
+def _features(folder: Path, manifest: CheckpointManifest) -> Features:
+    """Raises DataError where they aren't those that the tables' ids are of."""
+    found = Features.load(folder / FEATURES)
+    then = manifest.config.get(FEATURES, {})  # older ones don't name it
+    if then.get("digest", found.digest) != found.digest:
+        raise DataError(
+            f"{folder / FEATURES} are not the features that {folder} was trained with: they were "
+            f"replaced. Put the right ones back, or remove {folder} and train again."
+        )
+    return found
+
+
+def _calibration_in(
+    path: Path, digest: str, num_tasks: int
+) -> tuple[Kind, list[Calibration]] | None:
+    """None where it is of another checkpoint."""
+    remedy = "Remove it and run embedsvc train, which fits it again."
+    found = durable.read_json(path, remedy)
+    try:
+        if found["checkpoint"] != digest:
+            return None
+        tasks = [Calibration.from_json(task) for task in found["tasks"]]
+        whole = found["kind"] in get_args(Kind) and len(tasks) == num_tasks
+        whole = whole and all(map(_is_whole, tasks))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{path} can't be read: it was altered. {remedy}")
+    return found["kind"], tasks
+
+
+def _is_whole(task: Calibration) -> bool:
+    numbers = np.array([task.a, task.b, *task.at, *task.probability])
+    if task.kind not in get_args(Kind) or numbers.dtype.kind not in "fi":
+        return False
+    knots = len(task.at) == len(task.probability) and (task.kind != "isotonic" or bool(task.at))
+    return knots and bool(np.isfinite(numbers).all())
 
 
 class TrainedRanker:
@@ -129,7 +168,7 @@ class TrainedRanker:
         self.config = settings_of(manifest, path, "ranker", RankerConfig)
         train = settings_of(manifest, path, "train", TrainConfig)
         self.seed = train.seed
-        self.features = Features.load(folder / FEATURES)
+        self.features = _features(folder, manifest)
         arrays = self.checkpoint.read_parameters(manifest.parameters)
         self.positive_weight: Floats = arrays["positive_weight"]
         self.model = model_of(
@@ -143,10 +182,9 @@ class TrainedRanker:
         self.calibration = [Calibration() for _ in self.config.labels]
         self._calibration_file = folder / CALIBRATION
         if self._calibration_file.exists():
-            found = durable.read_json(self._calibration_file, "Run embedsvc train again.")
-            if found.get("checkpoint") == self.digest:
-                self.calibrated = found["kind"]
-                self.calibration = [Calibration.from_json(task) for task in found["tasks"]]
+            found = _calibration_in(self._calibration_file, self.digest, len(self.config.labels))
+            if found is not None:
+                self.calibrated, self.calibration = found
 
     @property
     def calibration_digest(self) -> str:

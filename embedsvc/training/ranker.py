@@ -108,12 +108,13 @@ def train(folders: RankerFolders, config: RankerConfig, train: TrainConfig) -> T
         plan.check(train.memory_mb)
         if train.threads:
             torch.set_num_threads(train.threads)
-        report = _Trainer(encoding, folders.checkpoint, config, train).run()
+        trainer = _Trainer(encoding, folders.checkpoint, config, train)
+        report = trainer.run()
         if config.calibration == "none":
             (folders.checkpoint / CALIBRATION).unlink(missing_ok=True)
         else:
             trained = TrainedRanker(folders.checkpoint)
-            trained.calibrate(config.calibration, encoding.open(VALID))
+            trained.calibrate(config.calibration, trainer.valid)
     return replace(report, planned_bytes=plan.total)
 
 
@@ -177,6 +178,13 @@ def prepare(folders: RankerFolders, config: RankerConfig) -> Encoding:
     return Encoding.prepare(folders.encoded, config, start)
 
 
+def plan(folders: RankerFolders, config: RankerConfig) -> RankerPlan:
+    """What training would take. Encodes the rows as training does; raises BusyError where another
+    process trains, as it reads what that replaces."""
+    with durable.only_writer(folders.checkpoint, "planning to train into"):
+        return plan_of(prepare(folders, config), config)
+
+
 def plan_of(encoding: Encoding, config: RankerConfig) -> RankerPlan:
     return plan_ranker(encoding, config, WINDOW_BLOCKS * BLOCK_ROWS)
 
@@ -195,8 +203,12 @@ class _Trainer:
     ) -> None:
         self.encoding, self.config, self.train = encoding, config, train
         self.checkpoint = Checkpoint(folder, keep_cached=train.page_cache)
-        self.settings = settings_of(config, train)
+        self.settings = settings_of(config, train) | {
+            FEATURES: {"digest": encoding.features.digest}
+        }
         self.rows = encoding.open(TRAIN)
+        if config.valid and (train.early_stopping or config.calibration != "none"):
+            self.valid = encoding.open(VALID)
         self.num_windows = -(-len(self.rows) // (WINDOW_BLOCKS * BLOCK_ROWS))
         self.resumed = self.checkpoint.exists
         manifest = CheckpointManifest(encoding.digest, self.settings)
@@ -220,7 +232,7 @@ class _Trainer:
             self._start_from(TrainedRanker(config.start_from))
         self.stopping: EarlyStopping | None = None
         if train.early_stopping is not None:
-            _check_judged(encoding.open(VALID))
+            _check_judged(self.valid)
             rows = {"rows": encoding.digest, "valid": encoding.digest_of(VALID)}
             judge = Judge("auc", "rows", rows, self._judge)
             self.stopping = EarlyStopping(
@@ -330,7 +342,7 @@ class _Trainer:
 
     def _judge(self) -> tuple[float, int]:
         """Mean AUC on the validation rows of the tasks that have one, and how many rows it are."""
-        logits, labels, weight = predict(self.model, self.encoding.open(VALID))
+        logits, labels, weight = predict(self.model, self.valid)
         found = []
         for logit, label in zip(logits.T, labels.T, strict=True):
             rows = ~np.isnan(label)

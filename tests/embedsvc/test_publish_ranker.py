@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pyarrow.parquet as pq
 import pytest
 
 from embedsvc import publish_ranker
@@ -304,3 +305,13 @@ def test_rows_that_are_gone_are_said_with_where_their_path_starts(folder: Path) 
     for command in (made.evaluate, made.publish):
         with pytest.raises(DataError, match="starts from the folder of the command"):
             command()
+
+
+def test_other_validation_rows_are_not_judged_by_the_old_ones(folder: Path) -> None:
+    valid = folder / "valid.parquet"
+    valid.unlink()
+    pq.write_table(clicks(11, 900), valid)
+    with pytest.raises(DataError, match=r"other rows than ranker\.valid.*embedsvc train"):
+        publish(folder)
+    road(folder).train()
+    publish(folder)

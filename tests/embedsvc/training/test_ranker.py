@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +22,9 @@ from embedsvc.ranking.trained import TrainedRanker, model_of, predict
 from embedsvc.ranking.wide_deep import WideDeep
 from embedsvc.training import ranker
 from embedsvc.training.ranker import RankerFolders, plan_of, train
-from partitions import encoded
+from partitions import durable, encoded
 from partitions.config import from_tables
-from partitions.errors import ConfigError, DataError
+from partitions.errors import BusyError, ConfigError, DataError
 
 ROWS = 4000
 FEATURES: dict[str, Any] = {
@@ -571,3 +572,87 @@ def test_early_stopping_needs_both_kinds_of_rows(data: Path, change: dict[str, A
     with pytest.raises(ConfigError, match=r"early_stopping judges by AUC, but no label"):
         train(folders, config, TrainConfig.model_validate(STOPPING))
     assert not (folders.checkpoint / "manifest.json").exists()
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x10
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_encoded_rows_that_were_altered_are_not_learnt_from(data: Path, split: str) -> None:
+    folders = RankerFolders(data / "run")
+    config = config_of(data, calibration="platt")
+    train(folders, config, TrainConfig(threads=1, epochs=1))
+    path = folders.encoded / f"{split}.arrow"
+    flip(path)
+    with pytest.raises(DataError, match=rf"{split}\.arrow was altered.*Remove .*encoded"):
+        train(folders, config, TrainConfig(threads=1, epochs=2))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format_version": 2}', "{", "3"])
+def test_an_about_that_cannot_be_read_is_made_anew(data: Path, content: str) -> None:
+    folders = RankerFolders(data / "run")
+    train(folders, config_of(data), TrainConfig(threads=1, epochs=1))
+    about = folders.encoded / "about.json"
+    right = about.read_bytes()
+    about.write_text(content)
+    assert train(folders, config_of(data), TrainConfig(threads=1, epochs=2)).resumed
+    assert about.read_bytes() == right
+
+
+def test_a_calibration_that_was_altered_is_named(data: Path) -> None:
+    folders = RankerFolders(data / "run")
+    train(folders, config_of(data, calibration="isotonic"), TrainConfig(threads=1, epochs=1))
+    path = folders.checkpoint / "calibration.json"
+    right = json.loads(path.read_text())
+    [task] = right["tasks"]
+    damaged: list[Any] = [[], 3, {}, right | {"kind": "odd"}, right | {"tasks": []}]
+    damaged += [{key: value for key, value in right.items() if key != "kind"}]
+    changes: list[dict[str, Any]] = [{"a": "1"}, {"at": []}, {"kind": 3}, {"b": None}, {"at": 3}]
+    damaged += [right | {"tasks": [task | change]} for change in changes]
+    for content in damaged:
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=r"calibration\.json can't be read.*Remove it"):
+            TrainedRanker(folders.checkpoint)
+    path.write_text(json.dumps(right))
+    assert TrainedRanker(folders.checkpoint).calibrated == "isotonic"
+
+
+def test_features_of_another_training_are_refused(data: Path) -> None:
+    folders, other = RankerFolders(data / "run"), RankerFolders(data / "other")
+    train(folders, config_of(data), TrainConfig(threads=1, epochs=1))
+    pq.write_table(clicks(5), data / "train.parquet")
+    train(other, config_of(data), TrainConfig(threads=1, epochs=1))
+    for name in ("features.json", "features.arrow"):
+        shutil.copy(other.checkpoint / "features" / name, folders.checkpoint / "features")
+    with pytest.raises(DataError, match="not the features that"):
+        TrainedRanker(folders.checkpoint)
+
+
+def test_a_plan_leaves_the_rows_of_a_running_training_alone(data: Path) -> None:
+    first, folders = RankerFolders(data / "first"), RankerFolders(data / "run")
+    train(first, config_of(data), TrainConfig(threads=1, epochs=1))
+    config = config_of(data, start_from=str(first.checkpoint))
+    train(folders, config, TrainConfig(threads=1, epochs=1))
+    about = (folders.encoded / "about.json").stat().st_ino
+    planned = ranker.plan(folders, config)
+    assert (folders.encoded / "about.json").stat().st_ino == about  # of the same start
+    assert planned.total > 0
+    with (
+        durable.only_writer(folders.checkpoint, "training into"),
+        pytest.raises(BusyError, match="in use"),
+    ):
+        ranker.plan(folders, config_of(data))
+    assert (folders.encoded / "about.json").stat().st_ino == about
+
+
+def test_validation_rows_are_opened_once(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    known = Encoding.open
+    monkeypatch.setattr(Encoding, "open", lambda self, s: opened.append(s) or known(self, s))
+    settings = {"threads": 1, "epochs": 3, "early_stopping": {"patience": 5}}
+    config = config_of(data, calibration="platt")
+    train(RankerFolders(data / "run"), config, TrainConfig.model_validate(settings))
+    assert sorted(opened) == ["train", "valid"]
