@@ -142,6 +142,7 @@ def by_index(needs: Needs, capacity: int) -> tuple[Needs, int]:
     return indexes, max(2, capacity // together)
 
 
+@np.errstate(invalid="ignore")  # products of 0 and 1: a BLAS that reads past a row's end may say so
 def greedy(needs: Needs, capacity: int, rng: np.random.Generator) -> list[State]:
     """Always the swap that makes the most new buckets possible; among equals, one that gives up
     the table, and takes in the one, with the fewest buckets to come."""
