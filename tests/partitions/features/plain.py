@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
 from itertools import product
 from typing import Any
 
@@ -84,7 +85,7 @@ def dense(scale: str, seen: Sequence[float | None], rows: Sequence[float | None]
     median = finite[(len(finite) - 1) // 2] if finite else 0.0
     edges = cuts(finite, 64)
     known = [log(x) if scale == "log" else x for x in finite]
-    mean = sum(x / len(known) for x in known)
+    mean = float(sum(map(Fraction, known)) / max(len(known), 1))  # exact
     squares = math.fsum(((x - mean) / max(len(known), 1) ** 0.5) ** 2 for x in known)
     deviation = math.sqrt(squares) or 1.0
     found = []

@@ -13,7 +13,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from partitions.errors import ConfigError, DataError
 from partitions.features import Encoded, Features, FeaturesConfig, columns, vocabulary
@@ -218,6 +218,7 @@ PLAIN = st.integers(-(10**9), 10**9).map(lambda n: n / 1000)  # deviations of wh
 SCALED = st.none() | PLAIN | st.sampled_from([0.0, 1.0, math.nan, math.inf, -math.inf])
 
 
+@example([1.137, 1.137, 1.137], [])  # whose rounded sum is no multiple
 @given(st.lists(SCALED, min_size=1, max_size=30), st.lists(SCALED, max_size=5))
 def test_dense_numbers_equal_plain_loops(
     seen: Sequence[float | None], new: Sequence[float | None]
