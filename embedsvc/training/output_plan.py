@@ -13,6 +13,7 @@ from embedsvc.ranking.examples import EXAMPLES, NextItem
 from embedsvc.ranking.towers import POOLINGS, Gru, Mean, Recency
 from embedsvc.training.askers import BLOCK_NUMBERS
 from embedsvc.training.events import SEQUENCES, Histories, relation_of
+from embedsvc.training.room import refusal
 from partitions.errors import ConfigError
 from partitions.graph import Graph, slots_of
 from partitions.memory import available_bytes
@@ -60,9 +61,6 @@ class OutputPlan:
 
     def check(self, memory_mb: int | None) -> None:
         """ConfigError where the plan can't fit."""
-        available = available_bytes(memory_mb)
-        if self.total <= available:
-            return
         remedies = {
             "events": ("sequences", "fewer or shorter walks, or fewer training edges"),
             "index": ("frequencies and index", "fewer classes"),
@@ -72,14 +70,8 @@ class OutputPlan:
         }
         if not self.mapped:
             remedies["rows"] = ("rows", "output.mapped = true, a smaller output.dim")
-        largest = max(remedies, key=lambda part: int(getattr(self, part)))
-        what, remedy = remedies[largest]
-        raise ConfigError(
-            f"Training plans for {self.total / 1e6:,.0f} MB and {available / 1e6:,.0f} MB are "
-            f"free. Beside the program itself, {self.process / 1e6:,.0f} MB, most of it is for "
-            f"{what}, {getattr(self, largest) / 1e6:,.0f} MB: use {remedy}, or raise "
-            "train.memory_mb."
-        )
+        if (why := refusal(self, remedies, memory_mb)) is not None:
+            raise ConfigError(why)
 
 
 def plan_output(

@@ -13,6 +13,7 @@ from embedsvc.graph.losses import LOSSES, SampledSoftmaxLoss
 from embedsvc.graph.operators import OPERATORS
 from embedsvc.graph.optimizers import form_of
 from embedsvc.graph.products import fast_bfloat16, room_bytes
+from embedsvc.training import room
 from partitions.errors import ConfigError
 from partitions.graph import Graph
 from partitions.memory import available_bytes
@@ -247,9 +248,6 @@ def check_memory(plan: MemoryPlan, graph: Graph, model: ModelConfig, train: Trai
 
 def refusal(plan: MemoryPlan, graph: Graph, model: ModelConfig, train: TrainConfig) -> str | None:
     """What most of a plan that can't fit is for and what would help; None where it fits."""
-    available = available_bytes(train.memory_mb)
-    if plan.total <= available:
-        return None
     parts = max(t.num_partitions for t in graph.entity_types.values())
     partitions = f"more partitions (now {parts})"
     drawn = "" if train.negatives.all else ", train.negatives.uniform"
@@ -265,13 +263,7 @@ def refusal(plan: MemoryPlan, graph: Graph, model: ModelConfig, train: TrainConf
         "batch": ("work on a batch", work),
         "evaluation": ("early stopping", f"a smaller train.early_stopping.max_edges, {partitions}"),
     }
-    largest = max(remedies, key=lambda part: int(getattr(plan, part)))
-    what, remedy = remedies[largest]
-    return (
-        f"Training plans for {plan.total / 1e6:,.0f} MB and {available / 1e6:,.0f} MB are free. "
-        f"Beside the program itself, {plan.process / 1e6:,.0f} MB, most of it is for {what}, "
-        f"{getattr(plan, largest) / 1e6:,.0f} MB: use {remedy}, or raise train.memory_mb."
-    )
+    return room.refusal(plan, remedies, train.memory_mb)
 
 
 def check_device(plan: MemoryPlan, free_bytes: int, graph: Graph) -> None:

@@ -266,20 +266,7 @@ class _Trainer:
                 lambda lease: self._train_window(lease, ledger, rows_left),
                 self._commit,
             )
-        traffic = self.checkpoint.table_traffic
-        return TrainReport(
-            num_edges=ledger.num_edges,
-            train_s=ledger.train_s,
-            loss=ledger.last_loss,
-            wait_s=0.0,
-            table_reads=0,
-            table_writes=0,
-            io_bytes=traffic.io_bytes,
-            read_bytes=traffic.read_bytes,
-            resumed=self.resumed,
-            stopped_early=self.stopping is not None and self.stopping.stopped,
-            best_epoch=self.stopping.best[0] if self.stopping and self.stopping.history else None,
-        )
+        return TrainReport.in_memory(ledger, self.checkpoint, self.stopping, self.resumed)
 
     def _train_window(self, lease: Lease, ledger: Ledger, rows_left: int) -> None:
         ledger.open(lease, self._size(lease.bucket), rows_left)

@@ -9,9 +9,9 @@ from embedsvc.outputs.sparse import ROW_OPTIMIZERS
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import Encoding
 from embedsvc.ranking.trained import described
+from embedsvc.training.room import refusal
 from partitions.errors import ConfigError
 from partitions.features import Features, Layout, Slot
-from partitions.memory import available_bytes
 
 _PROCESS_BYTES = 560_000_000  # interpreter, libraries and compiled kernels, as measured
 _COPIES = 4  # of a window: as read, of which the file's pages count, end to end, and shuffled
@@ -49,9 +49,6 @@ class RankerPlan:
 
     def check(self, memory_mb: int | None) -> None:
         """ConfigError where the plan can't fit."""
-        available = available_bytes(memory_mb)
-        if self.total <= available:
-            return
         remedies = {
             "tables": ("tables", "a larger min_count, fewer buckets, a smaller ranker.deep.dim"),
             "layers": ("layers", "fewer or smaller ranker.deep.hidden"),
@@ -61,14 +58,8 @@ class RankerPlan:
             "commit": ("commits", "a larger min_count, fewer buckets"),
             "batch": ("work on a batch", "a smaller ranker.batch_size"),
         }
-        largest = max(remedies, key=lambda part: int(getattr(self, part)))
-        what, remedy = remedies[largest]
-        raise ConfigError(
-            f"Training plans for {self.total / 1e6:,.0f} MB and {available / 1e6:,.0f} MB are "
-            f"free. Beside the program itself, {self.process / 1e6:,.0f} MB, most of it is for "
-            f"{what}, {getattr(self, largest) / 1e6:,.0f} MB: use {remedy}, or raise "
-            "train.memory_mb."
-        )
+        if (why := refusal(self, remedies, memory_mb)) is not None:
+            raise ConfigError(why)
 
 
 def plan_ranker(encoding: Encoding, config: RankerConfig, window_rows: int) -> RankerPlan:

@@ -92,6 +92,26 @@ class TrainReport:
     best_epoch: int | None = None  # counted from 1; None without early stopping
     planned_bytes: int = 0  # of memory
 
+    @staticmethod
+    def in_memory(
+        ledger: Ledger, checkpoint: Checkpoint, stopping: EarlyStopping | None, resumed: bool
+    ) -> "TrainReport":
+        """Where no table is waited for: all that learns is in memory, or mapped there."""
+        traffic = checkpoint.table_traffic
+        return TrainReport(
+            num_edges=ledger.num_edges,
+            train_s=ledger.train_s,
+            loss=ledger.last_loss,
+            wait_s=0.0,
+            table_reads=0,
+            table_writes=0,
+            io_bytes=traffic.io_bytes,
+            read_bytes=traffic.read_bytes,
+            resumed=resumed,
+            stopped_early=stopping is not None and stopping.stopped,
+            best_epoch=stopping.best[0] if stopping and stopping.history else None,
+        )
+
 
 def train(graph: Graph, folder: Path, model: ModelConfig, config: TrainConfig) -> TrainReport:
     """Train `graph` into the checkpoint directory `folder`, resuming what is there.
