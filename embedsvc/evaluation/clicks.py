@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from embedsvc.evaluation.significance import Interval
+
 Floats = NDArray[np.float64]
 
 CLIPPED = 1e-7  # probabilities are no nearer to 0 and 1 in a logarithm
@@ -98,16 +100,45 @@ def log_loss(clicks: Clicks) -> float:
     return float(np.average(each, weights=clicks.weight))
 
 
+@dataclass(frozen=True)
+class CalibrationCurve:
+    """Of each bin that has rows, by rising probability: weighted means, and its weight."""
+
+    probability: Floats
+    label: Floats
+    weight: Floats
+
+
+def calibration_curve(clicks: Clicks, bins: int = _BINS) -> CalibrationCurve:
+    """What was said beside what happened, in at most `bins` bins of equal weight.
+
+    Rows of one probability share a bin, whatever their weight, so that the order of rows is nothing
+    to it. Rows that count nothing are in no bin.
+    """
+    counts = clicks.weight > 0
+    order = np.flatnonzero(counts)[np.argsort(clicks.probability[counts], kind="stable")]
+    tie = _ties(clicks.probability[order])
+    weight, label = clicks.weight[order], clicks.label[order]
+    of_tie = np.bincount(tie, weight)
+    # The middle of each tie's weight says in which bin it is.
+    middle = (np.cumsum(of_tie) - of_tie / 2) / of_tie.sum() if len(of_tie) else of_tie
+    bin_of = (middle * bins).astype(np.int64).clip(0, bins - 1)[tie]
+    total = np.bincount(bin_of, weight)
+    said = np.bincount(bin_of, weight * clicks.probability[order])
+    happened = np.bincount(bin_of, weight * label)
+    some = total > 0
+    return CalibrationCurve(
+        said[some] / total[some], happened[some] / total[some], np.asarray(total[some])
+    )
+
+
 def ece(clicks: Clicks, bins: int = _BINS) -> float:
-    """Expected calibration error: mean of |mean probability - mean label| of each bin, by weight;
-    bins have equal weight, in the order of probability."""
-    order = np.argsort(clicks.probability, kind="stable")
-    weight = clicks.weight[order]
-    total = weight.sum()
-    # The middle of each row's weight says in which bin it is.
-    bin_of = ((np.cumsum(weight) - weight / 2) * (bins / total)).astype(np.int64).clip(0, bins - 1)
-    gap = np.bincount(bin_of, weight * (clicks.probability - clicks.label)[order], bins)
-    return float(np.abs(gap).sum() / total)
+    """Expected calibration error: mean over calibration_curve's bins of |mean probability - mean
+    label|, by weight. NaN of rows that count nothing."""
+    curve = calibration_curve(clicks, bins)
+    if not len(curve.weight):
+        return float("nan")
+    return float(np.average(np.abs(curve.probability - curve.label), weights=curve.weight))
 
 
 def gauc(clicks: Clicks) -> tuple[float, int]:
@@ -130,15 +161,6 @@ def gauc(clicks: Clicks) -> tuple[float, int]:
     if not len(rows):
         return float("nan"), 0
     return float(np.average(won[pairs > 0] / pairs[pairs > 0], weights=rows)), len(rows)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """95 % of the bootstrap's draws lie between."""
-
-    value: float
-    low: float
-    high: float
 
 
 def paired_auc(
@@ -167,11 +189,7 @@ def paired_auc(
         for at, (order, tie) in enumerate(zip(orders, ties, strict=True)):
             found[draw, at] = _auc_sorted(tie, label[order], (times[who] * weight)[order])
     less = found[:, :1] - found
-    return [_interval(column) for column in found.T], [_interval(column) for column in less.T[1:]]
-
-
-def _interval(found: Floats) -> Interval:
-    """found: the value of all users, then of each draw."""
-    drawn = found[1:][~np.isnan(found[1:])]
-    low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-    return Interval(float(found[0]), float(low), float(high))
+    return (
+        [Interval.of(column[0], column[1:]) for column in found.T],
+        [Interval.of(column[0], column[1:]) for column in less.T[1:]],
+    )

@@ -2,6 +2,7 @@
 
 import math
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -79,10 +80,61 @@ def test_calibration_error_is_nothing_where_bins_say_what_happens() -> None:
     assert clicks.ece(Clicks(np.clip(p + 0.1, 0, 1), label, one)) == pytest.approx(0.095, abs=0.01)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=25), st.integers(1, 6), st.randoms())
+def test_a_calibration_curve_holds_all_weight_and_is_nothing_to_the_order_of_rows(
+    rows: list[tuple[float, int, float, int]], bins: int, random: Any
+) -> None:
+    curve = clicks.calibration_curve(of(rows), bins)
+    weight = sum(w for _, _, w, _ in rows)
+    assert curve.weight.sum() == pytest.approx(weight)
+    assert curve.weight @ curve.label == pytest.approx(sum(w * y for _, y, w, _ in rows))
+    assert curve.weight @ curve.probability == pytest.approx(sum(w * p for p, _, w, _ in rows))
+    assert (np.diff(curve.probability) > 0).all() and len(curve.weight) <= bins
+    gap = np.abs(curve.probability - curve.label) @ curve.weight / weight
+    assert clicks.ece(of(rows), bins) == pytest.approx(gap)
+    mixed = list(rows)
+    random.shuffle(mixed)
+    again = clicks.calibration_curve(of(mixed), bins)
+    np.testing.assert_allclose(again.probability, curve.probability)
+    np.testing.assert_allclose(again.label, curve.label)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ROW, min_size=1, max_size=25), st.integers(1, 6))
+def test_bins_of_a_calibration_curve_equal_a_plain_loop(
+    rows: list[tuple[float, int, float, int]], bins: int
+) -> None:
+    total = sum(w for _, _, w, _ in rows)
+    below, right = 0.0, {}
+    for p in sorted({p for p, _, _, _ in rows}):
+        same = [(y, w) for q, y, w, _ in rows if q == p]
+        weight = sum(w for _, w in same)
+        middle = (below + weight / 2) / total * bins
+        below += weight
+        one = right.setdefault(min(int(middle), bins - 1), [0.0, 0.0, 0.0])
+        one[0] += weight
+        one[1] += weight * p
+        one[2] += sum(w * y for y, w in same)
+    curve = clicks.calibration_curve(of(rows), bins)
+    np.testing.assert_allclose(curve.weight, [w for w, _, _ in right.values()])
+    np.testing.assert_allclose(curve.probability, [p / w for w, p, _ in right.values()])
+    np.testing.assert_allclose(curve.label, [y / w for w, _, y in right.values()])
+
+
+def test_one_probability_for_all_is_right_if_it_is_the_share() -> None:
+    """However rows are ordered: those of one probability are one bin."""
+    label = np.arange(100) < 30
+    one = Clicks(np.full(100, 0.3), label.astype(np.float64), np.ones(100))
+    assert clicks.ece(one) == pytest.approx(0)
+    assert clicks.calibration_curve(one).weight.tolist() == [100]
+
+
 def test_no_rows_have_no_numbers() -> None:
     none = np.empty(0)
     said = clicks.report(Clicks(none, none, none, none.astype(np.int64)))
     assert said.rows == 0 and math.isnan(said.auc) and said.gauc is None
+    assert math.isnan(clicks.ece(Clicks(none, none, none)))
 
 
 def test_rows_that_count_nothing_have_no_numbers() -> None:
