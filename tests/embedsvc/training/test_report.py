@@ -6,10 +6,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from embedsvc.training.report import _ticks, epochs_of, page
+from embedsvc.training.report import epochs_of, page
 
 
 def record(epoch: int, bucket: tuple[int, int], **more: Any) -> dict[str, Any]:
@@ -57,15 +55,6 @@ def test_points_lie_inside_their_plot() -> None:
     assert len(dots) == 3
     assert all(0 < y < 220 for y in heights)
     assert heights[1] > heights[2] > heights[0]  # down is less
-
-
-@given(st.floats(-1e9, 1e9), st.floats(0, 1e9))
-def test_ticks_span_what_they_are_for_and_are_few(low: float, span: float) -> None:
-    high = low + span
-    ticks = _ticks(low, high)
-    near = 1e-6 * max(abs(low), abs(high), 1e-3)
-    assert 1 <= len(ticks) <= 9
-    assert ticks[0] <= low + near and ticks[-1] >= high - near
 
 
 def test_a_run_without_records_has_a_page(tmp_path: Path) -> None:
