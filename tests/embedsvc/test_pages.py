@@ -18,8 +18,6 @@ from embedsvc.pages import Bin, Point
 HOSTILE = (
     "<script>alert(1)</script>\"'><img src=http://x.example/ onerror=alert(2)>&amp;\0\x1b\u202e"
 )
-    "<script>alert(1)</script>\"'><img src=http://x.example/ onerror=alert(2)>&amp;\0\x1b\u202e"
-)
 
 
 @dataclass(frozen=True)
