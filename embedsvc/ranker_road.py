@@ -62,7 +62,7 @@ class RankerRoad:
         from embedsvc.training.ranker import check, plan
 
         check(self.folders, self.config, self.train_config)
-        found = plan(self.folders, self.config)
+        found = plan(self.folders, self.config, self.train_config.threads)
         self._say(str(found))
         found.check(self.train_config.memory_mb)
 

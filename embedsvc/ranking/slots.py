@@ -123,10 +123,14 @@ class SlotTables:
             self.width += dim
         self._hashes: dict[int, NDArray[np.int32]] = {}
 
-    def look_up(self, batch: Encoded, *, training: bool) -> tuple[Floats, Floats]:
-        """Embeddings side by side, [B, W], and what the wide weights sum to, [B, T]."""
+    def look_up(
+        self, batch: Encoded, *, training: bool, out: Floats | None = None
+    ) -> tuple[Floats, Floats]:
+        """Embeddings side by side, [B, W], and what the wide weights sum to, [B, T]. out: [B, W or
+        more], to write the former to its first columns."""
         num = len(batch)
-        out = np.empty((num, self.width), np.float32)
+        if out is None:
+            out = np.empty((num, self.width), np.float32)
         parts = np.zeros((len(self.tables), num, self.num_tasks), np.float32)
 
         def work(thread: int, number: int, table: SlotTable) -> None:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embedsvc.outputs.sparse import Floats
+from embedsvc.ranking.layers import make_state
 from embedsvc.ranking.slots import SlotTable
 from embedsvc.ranking.wide_deep import WideDeep
 from partitions.checkpoint import Checkpoint
@@ -91,7 +92,8 @@ def arrays_of(model: WideDeep) -> dict[str, NDArray[Any]]:
 
 def load_arrays(model: WideDeep, arrays: Mapping[str, NDArray[Any]]) -> None:
     model.wide_dense[:], model.bias[:] = arrays["wide.dense"], arrays["wide.bias"]
-    _ready(model)
+    if model.optimizer is not None:
+        make_state(model.optimizer)
     with torch.no_grad():
         for name, tensor in _tensors(model):
             tensor.copy_(torch.from_numpy(arrays[name].reshape(tensor.shape)))
@@ -106,13 +108,3 @@ def _tensors(model: WideDeep) -> Iterator[tuple[str, Tensor]]:
         for key, value in sorted(model.optimizer.state[parameter].items()):
             if isinstance(value, Tensor):
                 yield f"body.{name}:{key}", value
-
-
-def _ready(model: WideDeep) -> None:
-    """Let the optimizer make the state that it makes at its first step."""
-    if model.body is None or model.optimizer is None or model.deep.optimizer != "adam":
-        return
-    for parameter in model.body.parameters():
-        state = model.optimizer.state[parameter]
-        state["step"] = torch.tensor(0.0)
-        state["exp_avg"], state["exp_avg_sq"] = (torch.zeros_like(parameter) for _ in range(2))

@@ -4,7 +4,8 @@
              + <h, head[t]> + bias[t] ;  h = layers([embeddings, numbers])
 
 Ids and their weights are slots.py's: FTRL for the wide part, a row optimizer for embeddings. The
-layers are torch's, and learn by its AdaGrad, or Adam. All learn from one loss, of one forward pass:
+layers are torch's, and learn by its AdaGrad, or Adam: most by a step that is written out
+(layers.py), the others by autograd. All learn from one loss, of one forward pass:
 
     loss = sum over rows and tasks of weight * positive * log-loss / B
            positive = `positive_weight` for label 1, else 1; 0 where the label is NaN: not known
@@ -25,7 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embedsvc.outputs.sparse import ROW_OPTIMIZERS, Floats
+from embedsvc.outputs.sparse import ROW_OPTIMIZERS, Floats, Workspace
+from embedsvc.ranking.layers import Layers
 from embedsvc.ranking.slots import Ftrl, SlotTables
 from partitions.errors import ConfigError, DataError
 from partitions.features import Encoded, Layout
@@ -106,6 +108,12 @@ class WideDeep(nn.Module):
         if self.body is not None:
             make = {"adagrad": torch.optim.Adagrad, "adam": torch.optim.Adam}
             self.optimizer = make[self.deep.optimizer](self.body.parameters(), lr=self.deep.lr)
+        self.fast: Layers | None = None  # None: by autograd
+        covered = isinstance(self.body, Body) and self.deep.hidden and not self.deep.dropout
+        if self.optimizer is not None and covered:
+            sizes = [len(self.inputs), *self.deep.hidden, num_tasks]
+            self.fast = Layers(sizes, self.optimizer, threads)
+        self._space = Workspace()
 
     def _make_body(self, seed: int) -> nn.Module:
         width = self.slots.width + len(self._deep_dense)
@@ -147,20 +155,20 @@ class WideDeep(nn.Module):
             found: Tensor = self.body(inputs)
         return logits + found
 
-    def _inputs(self, batch: Encoded) -> tuple[Tensor, Floats]:
-        """What the body reads, [B, W + M], and the wide part's logits."""
-        embedded, logit = self.slots.look_up(batch, training=self.training)
+    def _inputs(self, batch: Encoded, space: Workspace | None = None) -> tuple[Tensor, Floats]:
+        """What the body reads, [B, W + M], and the wide part's logits. space: for the former."""
+        width, space = self.slots.width, space or Workspace()
+        inputs = space.floats("inputs", len(batch), width + len(self._deep_dense))
+        _, logit = self.slots.look_up(batch, training=self.training, out=inputs)
         ftrl = self.wide.ftrl
         if len(self._wide_dense):
             numbers = batch.dense[:, self._wide_dense]
             with np.errstate(over="ignore", invalid="ignore"):  # the loss shows it
                 logit += numbers @ ftrl.weights(self.wide_dense)
         logit += ftrl._replace(l1=0.0, l2=0.0).weights(self.bias)
-        if self.body is None:
-            return torch.empty(len(batch), 0), logit
         if len(self._deep_dense):
-            embedded = np.concatenate([embedded, batch.dense[:, self._deep_dense]], axis=1)
-        return torch.from_numpy(embedded), logit
+            inputs[:, width:] = batch.dense[:, self._deep_dense]
+        return torch.from_numpy(inputs), logit
 
     def learn(self, batch: Encoded, label_BT: Floats, weight_B: Floats) -> float:
         """One update of all parts. Returns the mean loss before it.
@@ -168,7 +176,7 @@ class WideDeep(nn.Module):
         label_BT: 0, 1 or NaN: not known. Raises DataError where numbers overflow; then no slot has
         learnt from the batch.
         """
-        inputs, logit = self._inputs(batch)
+        inputs, logit = self._inputs(batch, self._space)
         loss, gradient, slopes = self._learn_layers(inputs, logit, label_BT, weight_B)
         self.slots.learn(batch, gradient, slopes, self.deep.row_lr, self.deep.decay)
         self._learn_numbers(batch.dense[:, self._wide_dense], slopes)
@@ -176,20 +184,33 @@ class WideDeep(nn.Module):
 
     def learn_layers(self, batch: Encoded, label_BT: Floats, weight_B: Floats) -> float:
         """The same, of the layers alone: all else stays as it is."""
-        return self._learn_layers(*self._inputs(batch), label_BT, weight_B)[0]
+        inputs, logit = self._inputs(batch, self._space)
+        return self._learn_layers(inputs, logit, label_BT, weight_B)[0]
 
     def _learn_layers(
         self, inputs: Tensor, logit: Floats, label_BT: Floats, weight_B: Floats
     ) -> tuple[float, Floats, Floats]:
         """(mean loss, its slope by the inputs [B, W + M], the summed loss's by logits [B, T])"""
+        num = max(len(label_BT), 1)
+        if self.fast is None:
+            return self._learn_by_autograd(inputs, logit, label_BT, weight_B)
+        gradient = inputs.numpy()
+        loss, slopes = self.fast.slope(gradient, logit, label_BT, weight_B, self.positive_weight)
+        _check(loss)
+        self.fast.update()
+        return loss / num, gradient, slopes
+
+    def _learn_by_autograd(
+        self, inputs: Tensor, logit: Floats, label_BT: Floats, weight_B: Floats
+    ) -> tuple[float, Floats, Floats]:
+        """The same."""
         inputs.requires_grad_()
         with torch.enable_grad():
             deep = self.body(inputs) if self.body is not None else torch.zeros(logit.shape)
         loss, slope = _loss(
             torch.from_numpy(logit) + deep.detach(), label_BT, weight_B, self.positive_weight
         )
-        if not np.isfinite(loss):
-            raise DataError(f"The loss became {loss}.")
+        _check(loss)
         num = max(len(label_BT), 1)
         if self.optimizer is not None:
             self.optimizer.zero_grad()
@@ -296,6 +317,11 @@ def _loss(
     weight = weight * (1 + labels * (torch.from_numpy(positive_weight) - 1)) * known
     loss = functional.binary_cross_entropy_with_logits(logits_BT, labels, weight, reduction="sum")
     return float(loss), (logits_BT.sigmoid() - labels) * weight
+
+
+def _check(loss: float) -> None:
+    if not np.isfinite(loss):
+        raise DataError(f"The loss became {loss}.")
 
 
 def _follow(wide: Floats, grad: Floats, ftrl: Ftrl) -> None:

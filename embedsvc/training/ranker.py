@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from embedsvc.config import TrainConfig
 from embedsvc.evaluation.clicks import auc
+from embedsvc.graph.fast import num_cores
 from embedsvc.ranking import stored
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import TRAIN, VALID, Encoding
@@ -103,7 +104,7 @@ def train(folders: RankerFolders, config: RankerConfig, train: TrainConfig) -> T
     with durable.only_writer(folders.checkpoint, "training into"):
         check(folders, config, train)
         encoding = prepare(folders, config)
-        plan = plan_of(encoding, config)
+        plan = plan_of(encoding, config, train.threads)
         logger.info("%s", plan)
         plan.check(train.memory_mb)
         if train.threads:
@@ -178,15 +179,16 @@ def prepare(folders: RankerFolders, config: RankerConfig) -> Encoding:
     return Encoding.prepare(folders.encoded, config, start)
 
 
-def plan(folders: RankerFolders, config: RankerConfig) -> RankerPlan:
+def plan(folders: RankerFolders, config: RankerConfig, threads: int | None = None) -> RankerPlan:
     """What training would take. Encodes the rows as training does; raises BusyError where another
     process trains, as it reads what that replaces."""
     with durable.only_writer(folders.checkpoint, "planning to train into"):
-        return plan_of(prepare(folders, config), config)
+        return plan_of(prepare(folders, config), config, threads)
 
 
-def plan_of(encoding: Encoding, config: RankerConfig) -> RankerPlan:
-    return plan_ranker(encoding, config, WINDOW_BLOCKS * BLOCK_ROWS)
+def plan_of(encoding: Encoding, config: RankerConfig, threads: int | None = None) -> RankerPlan:
+    """threads: None: all cores, as in training."""
+    return plan_ranker(encoding, config, WINDOW_BLOCKS * BLOCK_ROWS, threads or num_cores())
 
 
 def settings_of(config: RankerConfig, train: TrainConfig) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from embedsvc.outputs.sparse import ROW_OPTIMIZERS
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import Encoding
+from embedsvc.ranking.layer_kernels import room_for
 from embedsvc.ranking.trained import described
 from embedsvc.training.room import refusal
 from partitions.errors import ConfigError
@@ -16,7 +17,7 @@ from partitions.features import Features, Layout, Slot
 _PROCESS_BYTES = 560_000_000  # interpreter, libraries and compiled kernels, as measured
 _COPIES = 4  # of a window: as read, of which the file's pages count, end to end, and shuffled
 _VALUE_BYTES = 100  # of a vocabulary: its text, its fingerprint and where it stands
-_HELD = {"adagrad": 4, "adam": 5}  # weights, gradients, the optimizer's state, and a step's own
+_HELD = {"adagrad": 2, "adam": 3}  # weights, and the optimizer's state
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,9 @@ class RankerPlan:
             raise ConfigError(why)
 
 
-def plan_ranker(encoding: Encoding, config: RankerConfig, window_rows: int) -> RankerPlan:
+def plan_ranker(
+    encoding: Encoding, config: RankerConfig, window_rows: int, threads: int
+) -> RankerPlan:
     """window_rows: most rows that are shuffled at once."""
     features, tasks = encoding.features, len(config.labels)
     layout = features.layout
@@ -70,12 +73,15 @@ def plan_ranker(encoding: Encoding, config: RankerConfig, window_rows: int) -> R
     hidden = sum(config.deep.hidden) if config.deep.enabled else 0
     # Inputs and their gradients, units before and after ReLU and their gradients.
     batch = config.batch_size * 4 * (4 * width + 4 * hidden + 4 * tasks + 2 * len(layout.slots))
+    if _written_out(config):  # of a block in place of all, but of each thread's
+        batch -= config.batch_size * 4 * (2 * width + 4 * hidden)
+        batch += 4 * threads * room_for([width, *config.deep.hidden, tasks])
     rows = min(window_rows, encoding.num_rows)
     # A byte an id of the largest slot, and the numbers of those that were met.
     largest = max((slot.size for slot in layout.slots), default=0)
     return RankerPlan(
         tables=_tables(layout, config),
-        layers=_layers(layout, config),
+        layers=_layers(layout, config, threads),
         window=int(_COPIES * rows * encoding.bytes_a_row),
         batch=batch,
         commit=largest + 8 * min(largest, encoding.num_rows),
@@ -87,7 +93,7 @@ def plan_ranker(encoding: Encoding, config: RankerConfig, window_rows: int) -> R
 def _start(folder: Path) -> int:
     config, features = described(folder)
     layout = features.layout
-    return _tables(layout, config) + _layers(layout, config) + _vocabularies(features)
+    return _tables(layout, config) + _layers(layout, config, None) + _vocabularies(features)
 
 
 def _vocabularies(features: Features) -> int:
@@ -96,8 +102,15 @@ def _vocabularies(features: Features) -> int:
     return _VALUE_BYTES * sum(slot.size for slot in known)
 
 
-def _layers(layout: Layout, config: RankerConfig) -> int:
-    """Weights and biases of the body or of both towers, as often as they are held."""
+def _written_out(config: RankerConfig) -> bool:
+    """Whether the layers' step is (ranking/layers.py)."""
+    deep = config.deep
+    return bool(deep.enabled and deep.hidden and deep.towers is None and not deep.dropout)
+
+
+def _layers(layout: Layout, config: RankerConfig, threads: int | None) -> int:
+    """Weights and biases of the body or of both towers, as often as they are held; threads: None
+    where nothing is learnt."""
     deep = config.deep
     if not deep.enabled:
         return 0
@@ -107,7 +120,12 @@ def _layers(layout: Layout, config: RankerConfig) -> int:
     for side in sides:
         sizes = [_width(layout, config, side), *deep.hidden, *ends]
         count += sum((before + 1) * after for before, after in pairwise(sizes))
-    return 4 * count * _HELD[deep.optimizer]
+    held = _HELD[deep.optimizer]
+    if (
+        threads is not None
+    ):  # and gradients of each thread and a copy, or gradients and a step's own
+        held += threads + 1 if _written_out(config) else 2
+    return 4 * count * held
 
 
 def _width(layout: Layout, config: RankerConfig, side: Collection[str] | None = None) -> int:
