@@ -1,0 +1,333 @@
+"""Is a new version better than the live one, as far as the held-out askers can tell?
+
+    outcome = decide(condition, Sample(new, old, changed), plan)
+    outcome.verdict                         pass, fail, unknown, not enough users
+
+A condition (conditions.py) promises: if what it says of all askers is false, it passes with a
+chance of at most 1 - reliability, however often the same askers are asked, up to plan.max_uses
+times. With the estimate e, the threshold t and the tolerance:
+
+    pass     e > t + tolerance            (e < t - tolerance where the condition says <)
+    fail     e < t - tolerance
+    unknown  between; fp-free does not promote, fn-free does
+
+That holds of n askers if n is at least the least of
+
+    Hoeffding                   of numbers in an interval, whatever they are
+    Bennett, changed            of numbers that are 0 for who gets the same list
+    Bennett, squares            of numbers whose mean square is small: most figures differ a little
+
+(release_sizes.py has the formulas; the third is the second with the mean square in place of the
+share of changed lists, which is an upper bound of it.) Share and mean square are not known, but for
+a bound that holds but for half of 1 - reliability, c = 4. The bound comes of the same askers, which
+costs no more: where a bound is below the truth is one event of half of it; where it is not, n is
+enough for the true one.
+
+The unit is the asker: one number each, however many lists or rows they have.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embedsvc.evaluation.conditions import Condition
+from embedsvc.evaluation.release_sizes import (
+    Adaptivity,
+    bennett_size,
+    bennett_tolerance,
+    hoeffding_size,
+    hoeffding_tolerance,
+)
+from embedsvc.evaluation.significance import mcnemar
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Mode = Literal["fp-free", "fn-free"]
+Verdict = Literal["pass", "fail", "unknown", "not enough users", "skipped"]
+
+_C = 4  # two sides, half of delta for each of the bounds
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often the same askers may decide, and what was known of it before."""
+
+    max_uses: int = 32
+    adaptivity: Adaptivity = "full"
+
+    @property
+    def steps(self) -> int:
+        """For release_sizes: with "full", each answer may change what is compared next. With
+        "none", the versions are the same whatever was answered, but not which one is live: any of
+        the pairs may be compared."""
+        pairs = self.max_uses * (self.max_uses + 1) // 2
+        return self.max_uses if self.adaptivity == "full" else pairs
+
+    def doubt(self, delta: float) -> float:
+        """ln H' + ln(1 / delta)."""
+        ways = self.steps * math.log(2) if self.adaptivity == "full" else math.log(self.steps)
+        return ways + math.log(1 / delta)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Of Q askers: the metric of both versions, in [0, 1]; whether the list is another one; whether
+    there is any hit in it, where it is a list."""
+
+    new: Floats
+    old: Floats
+    changed: Flags
+    hit_new: Flags | None = None
+    hit_old: Flags | None = None
+
+    def __len__(self) -> int:
+        return len(self.new)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a verdict needs to know of a sample."""
+
+    n: int
+    estimate: float  # mean of new * N + old * O
+    changed: float  # share of askers
+    square: float  # mean of ((new * N + old * O) / largest)^2, largest being the most it can be
+
+    @staticmethod
+    def of(condition: Condition, sample: Sample) -> "Summary":
+        if not len(sample):
+            return Summary(0, math.nan, math.nan, math.nan)
+        values = condition.new * sample.new + condition.old * sample.old
+        square = (values / largest_of(condition)) ** 2
+        return Summary(
+            len(sample), float(values.mean()), float(sample.changed.mean()), float(square.mean())
+        )
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Askers that a condition needs, by each bound; the bounds of what it needs to know."""
+
+    hoeffding: int
+    bennett: int  # by the share of changed lists
+    squares: int  # by the mean square
+    changed_upper: float
+    square_upper: float
+
+    @property
+    def least(self) -> int:
+        return min(self.hoeffding, self.bennett, self.squares)
+
+
+def largest_of(condition: Condition) -> float:
+    """The most that |new * N + old * O| can be."""
+    return max(map(abs, condition.bounds))
+
+
+def sizes(condition: Condition, summary: Summary, plan: Plan) -> Sizes:
+    delta, largest, width = _scale(condition)
+    eps = _tolerance(condition)
+    moments = _upper_moments(condition, summary, plan)
+    how = (delta, plan.steps, plan.adaptivity)
+    by_share, by_square = (
+        bennett_size(min(eps / largest, 2), delta, moment, plan.steps, plan.adaptivity, c=_C)
+        for moment in (moments.of_changed, moments.square)
+    )
+    return Sizes(
+        hoeffding_size(min(eps / width, 2), *how),
+        by_share,
+        by_square,
+        moments.changed,
+        moments.square,
+    )
+
+
+def supported_tolerance(condition: Condition, summary: Summary, plan: Plan) -> float:
+    """The least tolerance that these askers are enough for; the whole width for none."""
+    delta, largest, width = _scale(condition)
+    if not summary.n:
+        return width
+    moments = _upper_moments(condition, summary, plan)
+    how = (summary.n, delta)
+    steps = (plan.steps, plan.adaptivity)
+    return min(
+        width * hoeffding_tolerance(*how, *steps),
+        largest * bennett_tolerance(*how, moments.of_changed, *steps, c=_C),
+        largest * bennett_tolerance(*how, moments.square, *steps, c=_C),
+    )
+
+
+def verdict_of(condition: Condition, summary: Summary, needed: int) -> Verdict:
+    if summary.n < needed:
+        return "not enough users"
+    ahead = summary.estimate - condition.threshold
+    ahead = -ahead if condition.below else ahead
+    if ahead > _tolerance(condition):
+        return "pass"
+    return "fail" if ahead < -_tolerance(condition) else "unknown"
+
+
+@dataclass(frozen=True)
+class _Moments:
+    changed: float
+    of_changed: float  # the mean square that so many changed lists allow
+    square: float
+
+
+def _upper_moments(condition: Condition, summary: Summary, plan: Plan) -> _Moments:
+    """What the true ones exceed with a chance of half of delta / H' each; both at most 1."""
+    if not summary.n:
+        return _Moments(1.0, 1.0, 1.0)
+    doubt = plan.doubt(_scale(condition)[0] / 2)
+    changed, square = (
+        upper_mean(mean, summary.n, doubt) for mean in (summary.changed, summary.square)
+    )
+    # The same list has the same figure: there, new * N + old * O is (new + old) * N.
+    same = min(1.0, (condition.new + condition.old) ** 2 / largest_of(condition) ** 2)
+    return _Moments(changed, changed + (1 - changed) * same, square)
+
+
+def _scale(condition: Condition) -> tuple[float, float, float]:
+    """(delta, most that |.| can be, width of where it lies)."""
+    assert condition.reliability is not None
+    low, high = condition.bounds
+    delta = float(1 - Decimal(repr(condition.reliability)))  # .001 of .999, to the last digit
+    return delta, largest_of(condition), high - low
+
+
+def _tolerance(condition: Condition) -> float:
+    assert condition.tolerance is not None
+    return condition.tolerance
+
+
+def upper_mean(mean: float, n: int, doubt: float) -> float:
+    """What the true mean of numbers in [0, 1] exceeds with a chance of at most exp(-doubt), after
+    `mean` of n: the largest q with n (mean ln(mean / q) + (1 - mean) ln((1 - mean) / (1 - q))) at
+    most doubt (Chernoff's bound, which Hoeffding 1963, theorem 1, has for any such numbers)."""
+    mean = min(max(mean, 0.0), 1.0)
+    low, high = mean, 1.0
+    for _ in range(60):
+        q = (low + high) / 2
+        if n * _divergence(mean, q) <= doubt:
+            low = q
+        else:
+            high = q
+    return high
+
+
+def _divergence(a: float, b: float) -> float:
+    found = a * math.log(a / b) if a > 0 else 0.0
+    if a < 1:
+        found += (1 - a) * math.log((1 - a) / (1 - b)) if b < 1 else math.inf
+    return found
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one condition came to. None: not known, or not asked."""
+
+    condition: str
+    verdict: Verdict
+    value: float | None  # of new * N + old * O, or of a limit
+    new: float | None = None
+    old: float | None = None
+    low: float | None = None  # value, give or take what so many askers support
+    high: float | None = None
+    users: int | None = None
+    needed: int | None = None
+    needed_hoeffding: int | None = None
+    needed_bennett: int | None = None
+    needed_squares: int | None = None
+    supported: float | None = None  # tolerance
+    changed: float | None = None  # share of askers whose list is another one
+    changed_upper: float | None = None
+    only_new_hits: int | None = None  # askers whose list has a hit in one version alone
+    only_old_hits: int | None = None
+    mcnemar_p: float | None = None
+    why: str = ""
+
+    def promotes(self, mode: Mode) -> bool:
+        if self.verdict == "unknown":
+            return mode == "fn-free"
+        return self.verdict in ("pass", "skipped")
+
+    @cached_property
+    def sentence(self) -> str:
+        if self.verdict == "skipped":
+            return f"{self.condition}: skipped, {self.why}"
+        if self.users is None:
+            return f"{self.condition}: {self.verdict}: {_said(self.value)}"
+        said = f"{self.condition}: {self.verdict}"
+        if self.value is not None and self.low is not None and self.high is not None:
+            said += f": {_said(self.value)} [{_said(self.low)}, {_said(self.high)}]"
+        said += f" of {self.users:,} users, {self.needed:,} needed"
+        if self.verdict == "not enough users":
+            said += f"; these support +- {self.supported:.2g}"
+        return said
+
+
+def _said(value: float | None) -> str:
+    return "no value" if value is None else f"{value:.4g}"
+
+
+def decide(condition: Condition, sample: Sample, plan: Plan) -> Outcome:
+    """Of a condition with a tolerance."""
+    assert not condition.is_limit
+    summary = Summary.of(condition, sample)
+    found = sizes(condition, summary, plan)
+    supported = supported_tolerance(condition, summary, plan)
+    nothing = not len(sample)
+    hits = None
+    if sample.hit_new is not None and sample.hit_old is not None and condition.old:
+        hits = mcnemar(sample.hit_new, sample.hit_old)
+    return Outcome(
+        condition=str(condition),
+        verdict=verdict_of(condition, summary, found.least),
+        value=None if nothing else summary.estimate,
+        new=None if nothing else float(sample.new.mean()),
+        old=None if nothing or not condition.old else float(sample.old.mean()),
+        low=None if nothing else summary.estimate - supported,
+        high=None if nothing else summary.estimate + supported,
+        users=len(sample),
+        needed=found.least,
+        needed_hoeffding=found.hoeffding,
+        needed_bennett=found.bennett,
+        needed_squares=found.squares,
+        supported=supported,
+        changed=None if nothing or not condition.old else summary.changed,
+        changed_upper=None if nothing or not condition.old else found.changed_upper,
+        only_new_hits=None if hits is None else hits.only_new,
+        only_old_hits=None if hits is None else hits.only_old,
+        mcnemar_p=None if hits is None else hits.p,
+    )
+
+
+def limit(condition: Condition, new: float, old: float = 0.0) -> Outcome:
+    """Of one number of all lists: the metric of both versions, or the share of changed lists. NaN,
+    of nothing, fails."""
+    assert condition.is_limit
+    value = condition.new * new + (condition.old * old if condition.old else 0.0)
+    verdict: Verdict = "pass" if condition.holds(value) else "fail"
+    return Outcome(
+        str(condition), verdict, _known(value), _known(new), _known(old) if condition.old else None
+    )
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def skipped(condition: Condition, why: str) -> Outcome:
+    return Outcome(str(condition), "skipped", None, why=why)
+
+
+def promotes(outcomes: Sequence[Outcome], mode: Mode) -> bool:
+    """All of them must. Each keeps its own promise: a version that one of them should not let pass
+    goes live with a chance of at most that one's 1 - reliability."""
+    return all(outcome.promotes(mode) for outcome in outcomes)
