@@ -99,12 +99,48 @@ def train(config: Config, overrides: Overrides = None) -> None:
     _road(config, overrides).train()
 
 
-def eval_(config: Config, overrides: Overrides = None) -> None:
+def eval_(
+    config: Config,
+    overrides: Overrides = None,
+    through: Annotated[
+        str | None,
+        typer.Option(
+            "--through",
+            help="Hold a live server's lists to the exact ones: grpc://HOST:PORT.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
     """Checkpoint -> exact filtered ranks and recommendation metrics.
 
-    Example: `embedsvc eval graph.toml eval.split=valid`
+    Exit code 1: what the server lists is not what the checkpoint ranks best.
+
+    Examples: `embedsvc eval graph.toml eval.split=valid`,
+    `embedsvc eval graph.toml --through grpc://localhost:50051`
     """
-    _road(config, overrides).evaluate()
+    result = _road(config, overrides).evaluate(through=through)
+    if any(found["failed"] for found in result.get("through", {}).values()):
+        raise typer.Exit(1)
+
+
+def recommend_all(
+    config: Config,
+    to: Annotated[Path, typer.Option("--to", help="Parquet file to write.", show_default=False)],
+    overrides: Overrides = None,
+    relation: Annotated[
+        str | None,
+        typer.Option("--relation", help="Unset: the only one.", show_default=False),
+    ] = None,
+    k: Annotated[int, typer.Option("-k", help="Length of the lists.")] = 20,
+    long: Annotated[
+        bool, typer.Option("--long", help="A row a place instead of a row a list.")
+    ] = False,
+) -> None:
+    """Checkpoint -> the best lists of everybody, exact, as Parquet; what they had is left out.
+
+    Example: `embedsvc recommend-all shop.toml --relation bought --to lists.parquet -k 20`
+    """
+    _road(config, overrides).recommend_all(relation, to, k, long=long)
 
 
 def export(

@@ -96,11 +96,13 @@ class RankerRoad:
         self._say(f"train: memory {memory}; curves in {path}")
         return report
 
-    def evaluate(self, *, if_needed: bool = False) -> dict[str, Any]:
+    def evaluate(self, *, if_needed: bool = False, through: str | None = None) -> dict[str, Any]:
         from embedsvc.evaluation.rankers import judge
         from embedsvc.ranking.trained import TrainedRanker
         from embedsvc.training.ranker import check_files
 
+        if through is not None:
+            raise ConfigError(f"{self.settings.name}: --through compares lists; [ranker] has none.")
         split = self.settings.table("eval", EvalConfig).split
         if not getattr(self.config, split):
             sentence = (
@@ -160,6 +162,9 @@ class RankerRoad:
             f"{self.settings.name}: [ranker] has no vectors by key to export; embedsvc publish "
             "makes the model that is served."
         )
+
+    def recommend_all(self, relation: str | None, to: Path, k: int, *, long: bool = False) -> None:
+        raise ConfigError(f"{self.settings.name}: [ranker] has no lists; it scores rows.")
 
     def publish(self, *, if_needed: bool = False) -> None:
         from embedsvc.publish_ranker import Rows, publish

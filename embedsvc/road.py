@@ -28,11 +28,14 @@ from partitions.progress import rows_bar
 from partitions.validation import SCHEMA
 
 if TYPE_CHECKING:
+    from embedsvc.evaluation.lists import Asked, Judged
+    from embedsvc.evaluation.served import Client
     from embedsvc.trained import Trained
     from embedsvc.training.trainer import TrainReport
 
 EVALUATION = "evaluation.json"
 EVALUATION_OF_SOME = "evaluation-of-some.json"  # edges, beside that of all
+EVALUATION_THROUGH = "evaluation-through.json"  # a server, which is not the checkpoint's own
 
 
 class Road:
@@ -226,9 +229,9 @@ class Road:
             "visits only their buckets)."
         )
 
-    def evaluate(self, *, if_needed: bool = False) -> dict[str, Any]:
+    def evaluate(self, *, if_needed: bool = False, through: str | None = None) -> dict[str, Any]:
+        """through: URL of a server whose lists are held to the checkpoint's."""
         from embedsvc.evaluation.links import rank_links, sample
-        from embedsvc.evaluation.recommend import evaluate_lists
         from embedsvc.trained import Trained
 
         config = self.settings.table("eval", EvalConfig)
@@ -239,6 +242,7 @@ class Road:
             if found.get("settings") == settings and found.get("graph") == trained.graph.digest:
                 self._say(f"eval: {self.folders.checkpoint / name} is up to date")
                 return found
+        client = None if through is None else self._connect(through, config, trained)
         start = time.perf_counter()
         result: dict[str, Any] = {
             "checkpoint": trained.digest,
@@ -274,18 +278,133 @@ class Road:
             }
             self._print_links(result["links"], config.split)
         for relation in recommend:
-            report = evaluate_lists(trained, relation, config.split, config.k)
-            result.setdefault("recommend", {})[relation] = asdict(report)
-            self._print_lists(asdict(report), by_history=trained.output is not None)
+            self._evaluate_lists(trained, relation, config, result, client)
         result["seconds"] = round(time.perf_counter() - start, 2)
         self._say(f"eval: {result['seconds']:.1f} s")
         whole = self._metrics_of(trained.digest).get("settings")
         path = self.folders.checkpoint / EVALUATION
-        if _is_of_some(settings) and whole is not None and not _is_of_some(whole):
+        if through is not None:
+            path = path.with_name(EVALUATION_THROUGH)
+        elif _is_of_some(settings) and whole is not None and not _is_of_some(whole):
             self._say(f"eval: {path} stays, which is of all edges")
             path = path.with_name(EVALUATION_OF_SOME)
         durable.write_json(path, durable.without_nan(result))
         return result
+
+    def _evaluate_lists(
+        self,
+        trained: "Trained",
+        relation: str,
+        config: EvalConfig,
+        result: dict[str, Any],
+        client: "Client | None",
+    ) -> None:
+        from embedsvc.evaluation.lists import Asked, judge
+        from embedsvc.evaluation.recommend import report_of
+        from embedsvc.evaluation.sources import OfCheckpoint
+
+        asked = Asked.of(trained.graph, relation, config.split)
+        with rows_bar(self.console, "lists") as bar:
+            task = bar.add_task(f"eval {relation}", total=len(asked))
+            exact = judge(
+                OfCheckpoint(trained, relation), asked, config.k, lambda n: bar.advance(task, n)
+            )
+        report = asdict(report_of(exact, asked))
+        result.setdefault("recommend", {})[relation] = report
+        self._print_lists(report, by_history=trained.output is not None)
+        if client is not None and len(asked):
+            found = self._judge_server(trained, relation, client, exact, asked)
+            result.setdefault("through", {})[relation] = found
+
+    def _judge_server(
+        self, trained: "Trained", relation: str, client: "Client", exact: "Judged", asked: "Asked"
+    ) -> dict[str, Any]:
+        from embedsvc.evaluation.lists import judge
+        from embedsvc.evaluation.recommend import report_of
+        from embedsvc.evaluation.served import OfServer, gap_between
+
+        lists = OfServer(client, trained.graph, relation)
+        with rows_bar(self.console, "lists") as bar:
+            task = bar.add_task(f"ask {relation}", total=len(asked))
+            served = judge(lists, asked, exact.k, lambda n: bar.advance(task, n))
+        gap, versions = gap_between(exact, served), sorted(lists.versions)
+        strange = [name for name in versions if self._made_of(name) != trained.digest]
+        found = asdict(gap) | {"versions": versions, "unknown_lhs": lists.unknown_lhs}
+        found |= {"failed": gap.failed or bool(strange), "served": asdict(report_of(served, asked))}
+        less = gap.recall.difference
+        self._say(
+            f"eval: through {', '.join(versions) or 'no version'}: {gap.identical:,} of "
+            f"{gap.lists:,} lists are identical, {gap.alike:,} within rounding; recall@{exact.k} "
+            f"exact - served = {less.value:.4f} [{less.low:.4f}, {less.high:.4f}]"
+        )
+        if lists.unknown_lhs:
+            self._say(f"eval: the server does not know {lists.unknown_lhs:,} of those asked about")
+        if strange:
+            self._say(
+                f"eval: FAILED: {', '.join(strange)} was not made of this checkpoint in "
+                f"{self.folders.published}: publish it, or evaluate what is served."
+            )
+        elif gap.failed:
+            self._say(
+                f"eval: FAILED: {gap.too_good:,} served lists score better than the exact ones, "
+                "which can't be: the two leave out other items, or score otherwise."
+            )
+        return found
+
+    def _connect(self, through: str, config: EvalConfig, trained: "Trained") -> "Client":
+        from embedsvc.evaluation.served import connect
+
+        if config.split != "test" or trained.output is not None:
+            why = "[output] makes who asks of all events" if trained.output else "so do versions"
+            raise ConfigError(
+                "--through needs eval.split = test and a model without [output]: a server leaves "
+                f"out what was seen in train and valid, and {why}."
+            )
+        if not config.recommend:
+            raise ConfigError(
+                f"{self.settings.name}: --through compares lists, and [eval] recommend names no "
+                "relation to make lists of."
+            )
+        return connect(through)
+
+    def _made_of(self, version: str) -> str | None:
+        """The digest of the checkpoint that a version here was made of, if that is known."""
+        try:
+            opened = published.open_version(self.folders.published, version)
+            found: dict[str, Any] = json.loads(bytes(opened.file("metrics.json")))
+        except DataError:
+            return None
+        return found.get("checkpoint")
+
+    def recommend_all(self, relation: str | None, to: Path, k: int, *, long: bool = False) -> None:
+        from embedsvc.evaluation.recommend_all import write_all
+        from embedsvc.trained import Trained
+
+        trained = Trained(self._graph(), self.folders.checkpoint)
+        known = [learnt.name for learnt in trained.relations]
+        if relation is None and len(known) > 1:
+            raise ConfigError(f"--relation is missing: choose one of {', '.join(known)}.")
+        name = known[0] if relation is None else relation
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise ConfigError(f"The checkpoint learnt no relation {name}. {hint}")
+        if not k >= 1:
+            raise ConfigError(f"-k {k}: lists have at least 1 place.")
+        lhs_type = trained.graph.relations[trained.graph.relation_id(name)].lhs
+        num, start = trained.graph.num_entities(lhs_type), time.perf_counter()
+        with rows_bar(self.console, "lists") as bar:
+            task = bar.add_task(f"recommend {name}", total=num)
+            empty = write_all(
+                trained, name, to, k, long=long, progress=lambda n: bar.advance(task, n)
+            )
+        seconds = time.perf_counter() - start
+        self._say(
+            f"recommend-all: {to}: {num:,} lists of {k} for {name}, {to.stat().st_size / 1e6:,.1f} "
+            f"MB, {seconds:.1f} s ({num / seconds:,.0f} lists/s), "
+            f"{peak_bytes() / 1e6:,.0f} MB at most"
+        )
+        if empty:
+            self._say(f"recommend-all: {empty:,} places are empty: nothing was left to list")
 
     def export(self, to: Path, format: str | None, entity_type: str | None) -> list[Path]:
         from embedsvc.export import export
@@ -422,25 +541,16 @@ class Road:
 
     def _print_lists(self, report: dict[str, Any], *, by_history: bool = False) -> None:
         """by_history: also by how much is known of who asks, which a tower makes its vectors of."""
-        k = report["k"]
+        from embedsvc.evaluation.tables import lists_notes, lists_table
+
         if not report["num_lists"]:
             self._say(
                 f"eval: no list for {report['relation']}: the split has no edge of it to find"
             )
             return
-        table = Table(title=f"Top-{k} lists of {report['num_lists']:,} for {report['relation']}")
-        for column in ("", f"Recall@{k}", f"NDCG@{k}"):
-            table.add_column(column, justify="left" if not column else "right")
-        rows = {"model": report}
-        for band in report["by_history"] if by_history else ():
-            rows[f"  {band['num_lists']:,} with {band['events']} events known"] = band
-        for name, row in rows.items():
-            error = f" ± {1.96 * row['recall_se']:.4f}"
-            table.add_row(name, f"{row['recall']:.4f}{error}", f"{row['ndcg']:.4f}")
-        table.add_row(
-            "most popular", f"{report['popular_recall']:.4f}", f"{report['popular_ndcg']:.4f}"
-        )
-        self.console.print(table)
+        self.console.print(lists_table(report, by_history=by_history))
+        for line in lists_notes(report):
+            self._say(f"eval: {line}")
 
 
 def _is_of_some(settings: dict[str, Any]) -> bool:

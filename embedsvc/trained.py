@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
+from embedsvc import edge_ids
 from embedsvc.config import ModelConfig, OutputConfig, TrainConfig
+from embedsvc.edge_ids import EdgeIds
 from embedsvc.graph.bags import entity_vectors
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
@@ -25,21 +27,6 @@ from partitions.graph import Graph, slots_of
 from partitions.schema import Bucket, RelationType, Slot
 
 M = TypeVar("M", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class EdgeIds:
-    """Edges by the ids of their ends: int64 arrays of one length."""
-
-    lhs: NDArray[np.int64]
-    rel: NDArray[np.int64]
-    rhs: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.rel)
-
-    def take(self, rows: NDArray[Any]) -> "EdgeIds":
-        return EdgeIds(self.lhs[rows], self.rel[rows], self.rhs[rows])
 
 
 def settings_of(manifest: CheckpointManifest, path: Path, table: str, model: type[M]) -> M:
@@ -192,24 +179,7 @@ class Trained:
         return out
 
     def edges(self, split: str) -> EdgeIds:
-        """All edges of a split by ids; 24 bytes an edge, so meant for valid and test."""
-        parts = [self.bucket_edges(split, bucket) for bucket in self.graph.buckets(split)]
-        if not parts:
-            return EdgeIds(*(np.empty(0, np.int64) for _ in range(3)))
-        return EdgeIds(
-            np.concatenate([part.lhs for part in parts]),
-            np.concatenate([part.rel for part in parts]),
-            np.concatenate([part.rhs for part in parts]),
-        )
+        return edge_ids.of_split(self.graph, split)
 
     def bucket_edges(self, split: str, bucket: Bucket) -> EdgeIds:
-        edges = self.graph.edges(split, bucket)
-        rel = edges.rel.astype(np.int64)
-        relations = self.graph.relations
-        lhs_start = np.array([self._start(r.lhs, bucket.lhs) for r in relations])
-        rhs_start = np.array([self._start(r.rhs, bucket.rhs) for r in relations])
-        return EdgeIds(edges.lhs + lhs_start[rel], rel, edges.rhs + rhs_start[rel])
-
-    def _start(self, entity_type: str, partition: int) -> int:
-        slot = self.graph.slot_of(entity_type, partition)
-        return int(self.graph.starts[entity_type][slot.partition])
+        return edge_ids.of_bucket(self.graph, split, bucket)

@@ -15,7 +15,8 @@ import typer
 from partitions.errors import InputError
 
 _ORDER = (
-    *("import", "validate", "inspect", "plan", "train", "eval", "export", "publish", "run"),
+    *("import", "validate", "inspect", "plan", "train", "eval", "recommend-all"),
+    *("export", "publish", "run"),
     *("serve", "query"),
 )  # the road's order
 

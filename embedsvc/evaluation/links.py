@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from embedsvc.compiled import jit
+from embedsvc.edge_ids import EdgeIds
 from embedsvc.evaluation import metrics
-from embedsvc.trained import EdgeIds, Trained
+from embedsvc.trained import Trained
 from partitions.graph import slots_of
 from partitions.schema import SPLITS
 

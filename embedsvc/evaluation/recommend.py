@@ -1,24 +1,22 @@
-"""Top-k lists for every lhs of a relation, over all rhs, what training showed left out.
+"""How good a model's lists are, in all numbers that people quote, beside the most popular.
 
-Recall@k and NDCG@k of the model beside a most-popular baseline, which it must beat to be of use.
+report = evaluate_lists(trained, "bought", "test", 20)
+report.metrics["recall@20"]             value, low, high
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
+import scipy.sparse as sp
 from numpy.typing import NDArray
-from torch import Tensor
 
-from embedsvc.evaluation import metrics
-from embedsvc.trained import EdgeIds, Trained
-from partitions.graph import slots_of
+from embedsvc.evaluation import metrics, significance
+from embedsvc.evaluation.lists import Asked, Judged, Progress, judge
+from embedsvc.evaluation.significance import Interval
+from embedsvc.evaluation.sources import OfCheckpoint, OfPopularity
+from embedsvc.trained import Trained
 
 HISTORY_FIRST = (0, 1, 3, 5, 10, 20, 50)  # the fewest known events of each band of histories
-
-_TILE_QUERIES = 512
-_TILE_CANDIDATES = 16_384  # a tile of scores: 32 MB
 
 
 @dataclass(frozen=True)
@@ -33,9 +31,20 @@ class HistoryBand:
 
 
 @dataclass(frozen=True)
+class ColdItems:
+    """Goals without any training edge, which lists of vectors seldom find."""
+
+    num_goals: int
+    found: int  # of these, in a list
+    num_warm: int
+    found_warm: int
+
+
+@dataclass(frozen=True)
 class RecommendReport:
     """Means over lists, NaN where there is none; the standard error is over lists, which are the
-    independent unit. by_history: bands that have lists, the shortest histories first."""
+    independent unit. by_history: bands that have lists, the shortest histories first; the first
+    one, of "0" events, are cold askers."""
 
     relation: str
     k: int
@@ -46,53 +55,75 @@ class RecommendReport:
     popular_recall: float
     popular_ndcg: float
     by_history: tuple[HistoryBand, ...] = ()
+    metrics: dict[str, Interval] = field(default_factory=dict)  # "recall@20" -> 95 % interval
+    popular: dict[str, float] = field(default_factory=dict)  # the same of the most popular
+    catalogue: dict[str, float] = field(default_factory=dict)  # coverage@k and so on
+    cold_items: ColdItems = ColdItems(0, 0, 0, 0)
+    num_without_goals: int = 0  # askers left out: all that was held out of them they had before
+    short_lists: int = 0  # with fewer than k places filled
 
 
-@torch.no_grad()
-def evaluate_lists(trained: Trained, relation: str, split: str, k: int) -> RecommendReport:
+def evaluate_lists(
+    trained: Trained,
+    relation: str,
+    split: str,
+    k: int,
+    progress: Progress = lambda answered: None,
+) -> RecommendReport:
     """Lists of the lhs that have an edge in `split`; train (for test also valid) edges are seen."""
     trained = trained.before(split)
-    graph = trained.graph
-    rel = graph.relation_id(relation)
-    rhs_type = graph.relations[rel].rhs
-    relevant = _of(trained.edges(split), rel)
-    seen = [_of(trained.edges("train"), rel)]
-    if split == "test":
-        seen.append(_of(trained.edges("valid"), rel))
-    seen_lhs = np.concatenate([part.lhs for part in seen])
-    seen_rhs = np.concatenate([part.rhs for part in seen])
-    num_known = np.bincount(seen_lhs, minlength=graph.num_entities(graph.relations[rel].lhs))
-    if graph.relations[rel].lhs == rhs_type:  # nobody is recommended to themselves
-        own = np.arange(graph.num_entities(rhs_type))
-        seen_lhs, seen_rhs = np.concatenate([seen_lhs, own]), np.concatenate([seen_rhs, own])
-    relevant = _distinct_new(relevant, seen_lhs, seen_rhs, graph.num_entities(rhs_type))
-    lhs, num_relevant = np.unique(relevant.lhs, return_counts=True)
-    if not len(lhs):
-        nothing = float("nan")
-        return RecommendReport(relation, k, 0, nothing, nothing, nothing, nothing, nothing)
-    popular = np.bincount(seen[0].rhs, minlength=graph.num_entities(rhs_type)).astype(np.float32)
-    model_hits, popular_hits = [], []
-    for at in range(0, len(lhs), _TILE_QUERIES):
-        block = lhs[at : at + _TILE_QUERIES]
-        mask_query, mask_id = _rows_of(block, seen_lhs, seen_rhs)
-        goal_query, goal_id = _rows_of(block, relevant.lhs, relevant.rhs)
-        ids = _best(_model_scores(trained, rel, block), mask_query, mask_id, k)
-        model_hits.append(_hits(ids, goal_query, goal_id))
-        ids = _best(_equal_scores(popular, len(block)), mask_query, mask_id, k)
-        popular_hits.append(_hits(ids, goal_query, goal_id))
-    hits, baseline = np.concatenate(model_hits), np.concatenate(popular_hits)
-    recall, ndcg = metrics.recall_at(hits, num_relevant), metrics.ndcg_at(hits, num_relevant)
+    asked = Asked.of(trained.graph, relation, split)
+    return report_of(judge(OfCheckpoint(trained, relation), asked, k, progress), asked)
+
+
+def report_of(judged: Judged, asked: Asked) -> RecommendReport:
+    k, popular = judged.k, judge(OfPopularity(asked.popularity), asked, judged.k)
+    recall, ndcg = judged.values[f"recall@{k}"], judged.values[f"ndcg@{k}"]
+    baseline = {name: _mean(values) for name, values in popular.values.items()}
     return RecommendReport(
-        relation,
+        asked.relation,
         k,
-        len(lhs),
-        float(recall.mean()),
+        len(asked),
+        _mean(recall),
         _standard_error(recall),
-        float(ndcg.mean()),
-        float(metrics.recall_at(baseline, num_relevant).mean()),
-        float(metrics.ndcg_at(baseline, num_relevant).mean()),
-        _by_history(num_known[lhs], recall, ndcg),
+        _mean(ndcg),
+        baseline[f"recall@{k}"],
+        baseline[f"ndcg@{k}"],
+        _by_history(asked.num_known, recall, ndcg),
+        intervals(judged),
+        baseline,
+        catalogue(judged, asked) if len(asked) else {},
+        _cold_items(judged, asked),
+        asked.num_without_goals,
+        int(np.sum(judged.found.ids[:, -1:] < 0)),
     )
+
+
+def intervals(judged: Judged) -> dict[str, Interval]:
+    """Of each metric over the same drawn askers."""
+    found = significance.intervals(np.stack(list(judged.values.values()), axis=1))
+    return dict(zip(judged.values, found, strict=True))
+
+
+def catalogue(judged: Judged, asked: Asked) -> dict[str, float]:
+    """What lists do to the catalogue, by the name of the metric."""
+    ids, popularity, k = judged.found.ids, asked.popularity, judged.k
+    return {
+        f"coverage@{k}": metrics.coverage_at(ids, len(popularity)),
+        f"novelty@{k}": metrics.novelty_at(ids, popularity),
+        f"gini@{k}": metrics.gini(ids, len(popularity)),
+        f"popularity_lift@{k}": metrics.popularity_lift(ids, popularity),
+    }
+
+
+def _cold_items(judged: Judged, asked: Asked) -> ColdItems:
+    ids, hits = judged.found.ids, judged.hits
+    listed = sp.csr_matrix(
+        (np.ones(hits.sum(), np.int8), (np.nonzero(hits)[0], ids[hits])), asked.goals.shape
+    )
+    cold = asked.popularity == 0
+    num_cold, found_cold = (int(part[:, cold].sum()) for part in (asked.goals, listed))
+    return ColdItems(num_cold, found_cold, asked.goals.nnz - num_cold, listed.nnz - found_cold)
 
 
 def _by_history(
@@ -123,89 +154,9 @@ def _events(first: int, after: int | None) -> str:
     return str(first) if after == first + 1 else f"{first}-{after - 1}"
 
 
+def _mean(values: NDArray[np.float64]) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
 def _standard_error(values: NDArray[np.float64]) -> float:
-    return float(values.std() / np.sqrt(len(values)))
-
-
-def _of(edges: EdgeIds, rel: int) -> EdgeIds:
-    return edges.take(np.flatnonzero(edges.rel == rel))
-
-
-def _distinct_new(
-    edges: EdgeIds, seen_lhs: NDArray[np.int64], seen_rhs: NDArray[np.int64], span: int
-) -> EdgeIds:
-    """Each (lhs, rhs) once, sorted; none that was seen already, as it can't be recommended."""
-    pairs = np.setdiff1d(edges.lhs * span + edges.rhs, seen_lhs * span + seen_rhs)
-    rel = np.full(len(pairs), edges.rel[0] if len(edges) else 0)
-    return EdgeIds(pairs // span, rel, pairs % span)
-
-
-def _rows_of(
-    block: NDArray[np.int64], lhs: NDArray[np.int64], rhs: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(place in block, rhs) of each edge whose lhs is in `block` (sorted)."""
-    at = np.minimum(np.searchsorted(block, lhs), len(block) - 1)
-    hit = np.flatnonzero(block[at] == lhs)
-    return at[hit], rhs[hit]
-
-
-def _model_scores(
-    trained: Trained, rel: int, block: NDArray[np.int64]
-) -> Iterator[tuple[int, Tensor]]:
-    """Scores of candidates by each lhs of the block, tile by tile: the first one's id, [block, n].
-    Partitions stream by."""
-    graph, model = trained.graph, trained.model
-    relation = graph.relations[rel]
-    query = model.move(
-        trained.gather(relation.lhs, block), torch.full((len(block),), rel, dtype=torch.int64)
-    )
-    starts = graph.starts[relation.rhs]
-    for at, slot in enumerate(slots_of(graph.entity_types[relation.rhs])):
-        vectors = torch.from_numpy(trained.vectors(slot))
-        for tile in range(0, len(vectors), _TILE_CANDIDATES):
-            rows = vectors[tile : tile + _TILE_CANDIDATES]
-            yield int(starts[at]) + tile, model.comparator.blocks(query, rows)
-
-
-def _equal_scores(scores: NDArray[np.float32], num_queries: int) -> Iterator[tuple[int, Tensor]]:
-    """The same of scores that are equal for all."""
-    for tile in range(0, len(scores), _TILE_CANDIDATES):
-        part = torch.from_numpy(scores[tile : tile + _TILE_CANDIDATES])
-        yield tile, part.repeat(num_queries, 1)
-
-
-def _best(
-    tiles: Iterator[tuple[int, Tensor]],
-    mask_query: NDArray[np.int64],
-    mask_id: NDArray[np.int64],
-    k: int,
-) -> NDArray[np.int64]:
-    """int64 [queries, k] ids, best first and padded with -1; masked (query, id) are left out.
-    Memory is bounded by a tile: of each only the best k are kept."""
-    best_score, best_id = torch.empty(0), torch.empty(0)
-    order = np.argsort(mask_id, kind="stable")
-    mask_query, mask_id = mask_query[order], mask_id[order]
-    for start, score in tiles:
-        if not best_score.numel():
-            best_score = score.new_empty(len(score), 0)
-            best_id = torch.empty(len(score), 0, dtype=torch.int64)
-        first, last = np.searchsorted(mask_id, [start, start + score.shape[1]])
-        here = slice(first, last)
-        masked = torch.from_numpy(mask_query[here]), torch.from_numpy(mask_id[here] - start)
-        score[masked] = -torch.inf
-        found, places = score.topk(min(k, score.shape[1]))
-        score, ids = torch.cat([best_score, found], 1), torch.cat([best_id, start + places], 1)
-        best_score, places = score.topk(min(k, score.shape[1]))
-        best_id = ids.gather(1, places)
-    lists: NDArray[np.int64] = best_id.masked_fill(best_score == -torch.inf, -1).numpy()
-    return lists
-
-
-def _hits(
-    ids: NDArray[np.int64], goal_query: NDArray[np.int64], goal_id: NDArray[np.int64]
-) -> NDArray[np.bool_]:
-    """bool like `ids`: whether the item at each place is a goal of its list."""
-    span = max(int(ids.max(initial=0)), int(goal_id.max(initial=0))) + 1
-    goals = goal_query * span + goal_id
-    places = np.arange(len(ids))[:, None] * span + ids
-    return np.isin(np.where(ids < 0, -1, places), goals)
+    return _mean((values - _mean(values)) ** 2) ** 0.5 / max(len(values), 1) ** 0.5

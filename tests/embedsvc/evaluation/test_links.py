@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from embedsvc.config import ModelConfig
+from embedsvc.edge_ids import EdgeIds
 from embedsvc.evaluation import links
 from embedsvc.evaluation.links import rank_links
 from embedsvc.graph.comparators import COMPARATORS
 from embedsvc.graph.operators import OPERATORS
-from embedsvc.trained import EdgeIds, Trained
+from embedsvc.trained import Trained
 from partitions.graph import Graph
 from partitions.schema import SPLITS
 
