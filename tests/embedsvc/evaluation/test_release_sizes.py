@@ -3,9 +3,11 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binom
 
 from embedsvc.evaluation.release_sizes import (
     bennett_size,
@@ -135,6 +137,34 @@ def test_the_upper_share_falls_with_users_and_doubt(
     assert upper_share(d_hat, n + 1, delta) <= bound
     assert upper_share(d_hat, n, delta * less) >= bound
     assert upper_share(d_hat * less, n, delta) <= bound
+
+
+def test_means_of_so_many_users_err_no_more_often_than_promised() -> None:
+    """The worst of differences: -1 or 1 of a share p of users, the rest 0; and of hits, a coin."""
+    rng = np.random.default_rng(0)
+    eps, delta, p, trials = 0.05, 0.2, 0.3, 20_000
+    n = bennett_size(eps, delta, p)
+    changed = rng.binomial(n, p, trials)
+    for better in (0.5, 0.8):  # of the changed
+        mean = (2 * rng.binomial(changed, better) - changed) / n
+        wrong = np.abs(mean - p * (2 * better - 1)) > eps
+        assert wrong.mean() <= delta
+        few = rng.binomial(n // 8, p, trials)  # with far fewer it is broken
+        mean = (2 * rng.binomial(few, better) - few) / (n // 8)
+        assert (np.abs(mean - p * (2 * better - 1)) > eps).mean() > delta
+    n = hoeffding_size(eps, delta)
+    assert (rng.binomial(n, 0.5, trials) / n > 0.5 + eps).mean() <= delta
+    assert (rng.binomial(n // 8, 0.5, trials) / (n // 8) > 0.5 + eps).mean() > delta
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0, 1), st.integers(1, 300), st.sampled_from([0.5, 0.1, 0.01]))
+def test_the_upper_share_is_below_the_truth_no_more_often_than_promised(
+    truth: float, n: int, delta: float
+) -> None:
+    """Exactly: the chance of each number of changed lists is binomial."""
+    wrong = [k for k in range(n + 1) if upper_share(k / n, n, delta) < truth]
+    assert binom.pmf(wrong, n, truth).sum() <= delta
 
 
 @pytest.mark.parametrize("eps", [0, -0.01, 1e-10, 2.1, math.nan])
