@@ -129,6 +129,8 @@ class Road:
             f"({', '.join(f'{n:,} {name}' for name, n in report.num_entities.items())}) "
             f"in {seconds:.1f} s"
         )
+        if report.cuts is not None:
+            self._say(self._cuts_line(report))
         if report.resumed:
             self._say("import: went on from where an earlier run was broken off")
         if report.dropped_edges:
@@ -152,6 +154,16 @@ class Road:
                     f"import: {count:,} {name} entities have other features now; they keep those "
                     "they came with, until an import with --replace"
                 )
+
+    def _cuts_line(self, report: ImportReport) -> str:
+        if report.cuts_kept:
+            return (
+                f"import: the graph's cuts in time stay: {report.cuts}. Later edges do not train: "
+                "graph.holdout.test_after (and valid_after) in place of shares moves the cuts"
+            )
+        unset = self.settings.table("graph", GraphConfig).holdout.by is None
+        other = '; graph.holdout.by = "edge" draws them at random instead' if unset else ""
+        return f"import: held out by time: {report.cuts}{other}"
 
     def plan(self) -> None:
         from embedsvc.training.plan import advise

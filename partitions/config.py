@@ -198,14 +198,17 @@ class RelationConfig(Table):
 
 
 class HoldoutConfig(Table):
-    """`[graph.holdout]`: edges to keep out of training, in one of three ways: shares drawn by a
-    hash of the edge and the seed (the draw depends on neither order nor partitions, and equal edges
-    share a split), cuts in time, or each lhs's last edges."""
+    """`[graph.holdout]`: edges to keep out of training, in one of three ways: shares of them, cuts
+    in time, or each lhs's last edges."""
 
     valid: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of edges."""
     test: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of edges."""
+    by: Literal["time", "edge", "lhs"] | None = None
+    """Which edges the shares take: time, the newest of all; edge, by a hash of the edge and the
+    seed (whatever order and partitions; equal edges share a split); lhs, the same of each lhs's own
+    edges. Unset: time where the inputs have timestamps, else edge."""
     valid_after: datetime | int | None = None
     """Edges later than this (a date, or seconds since 1970 UTC) are for validation."""
     test_after: datetime | int | None = None
@@ -219,8 +222,10 @@ class HoldoutConfig(Table):
     @model_validator(mode="after")
     def _one_way(self) -> "HoldoutConfig":
         by_time = self.valid_after is not None or self.test_after is not None
-        if (self.valid + self.test > 0) + by_time + self.last > 1:
+        if self.has_shares + by_time + self.last > 1:
             raise ValueError("hold out by shares, by time or the last edges: one of them")
+        if self.by is not None and not self.has_shares:
+            raise ValueError("by says which edges a share takes: set valid or test to a share")
         if self.valid + self.test >= 1:
             raise ValueError("holdout.valid + holdout.test leave nothing to train on")
         if None not in (self.valid_after, self.test_after) and self.cuts[0] > self.cuts[1]:
@@ -237,8 +242,13 @@ class HoldoutConfig(Table):
         return valid, test
 
     @property
+    def has_shares(self) -> bool:
+        return self.valid + self.test > 0
+
+    @property
     def needs_time(self) -> bool:
-        return self.last or self.valid_after is not None or self.test_after is not None
+        cut = self.valid_after is not None or self.test_after is not None
+        return self.last or cut or self.by == "time"
 
 
 def _seconds(moment: datetime) -> float:
@@ -270,15 +280,20 @@ class GraphConfig(Table):
     """Most memory that an import may plan for; unset: what the machine has free."""
 
     @property
+    def has_times(self) -> bool:
+        return any("timestamp" in source.resolved_columns for source in self.inputs)
+
+    @property
     def content(self) -> dict[str, Any]:
         """The settings that the graph depends on, as JSON values."""
         how = {"gate": True, "threads": True, "memory_mb": True}
-        # Features where unset: graphs from before there were any are to be known again.
+        # What is unset and newer than some graphs: they are to be known again.
         unset = {
             name: {"expected": True} | ({} if entity.features else {"features": True})
             for name, entity in self.entities.items()
         }
-        return self.model_dump(mode="json", exclude={**how, "entities": unset})
+        by = {"by": True} if self.holdout.by is None else {}
+        return self.model_dump(mode="json", exclude={**how, "entities": unset, "holdout": by})
 
     @field_validator("entities")
     @classmethod
@@ -323,10 +338,9 @@ class GraphConfig(Table):
                     f"the input {source.path} is of relation {source.relation}, "
                     f"which is not under [graph.relations]. {hint}"
                 )
-        timed = ["timestamp" in source.resolved_columns for source in self.inputs]
-        if any(timed) and not all(timed):
+        if self.has_times and not all("timestamp" in s.resolved_columns for s in self.inputs):
             raise ValueError("either all inputs have a timestamp column or none has")
-        if self.holdout.needs_time and not any(timed):
+        if self.holdout.needs_time and not self.has_times:
             raise ValueError("holdout by time or by last edges needs a timestamp column")
         for name in self.holdout.relations or []:
             if not {name, "*"} & set(self.relations):

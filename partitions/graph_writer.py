@@ -7,7 +7,7 @@ batch number in their names beside the old ones and then renames the manifest ov
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,11 @@ from partitions.durable import FileEntry
 from partitions.edges import Edges
 from partitions.errors import DataError
 from partitions.graph import MANIFEST, Graph, GraphManifest, slots_of
+from partitions.holdout import Chooser, Way, chooser
 from partitions.imported import Imported
-from partitions.last_edges import LastEdges
 from partitions.schema import SPLITS, Bucket, RelationType, Slot
 from partitions.spool import READ_ROWS
+from partitions.time_cuts import Cuts, TimeCuts
 
 WRITING = "writing buckets"  # what progress hears in this pass instead of a file's name
 
@@ -39,6 +40,7 @@ class WriteReport:
     dropped_edges: int
     untrained_entities: dict[str, int]
     unmatched_attributes: dict[str, int]
+    cuts: Cuts | None  # in time, that this import chose
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,14 @@ class GraphWriter:
         self,
         config: GraphConfig,
         imported: Imported,
+        way: Way,
         workers: Workers,
         base: Graph | None,
         progress: Callable[[str, int], None],
     ) -> None:
         self.config, self.imported, self.workers, self.base = config, imported, workers, base
-        self.progress = progress
+        self.way, self.progress = way, progress
+        self.cuts: Cuts | None = None
         self.batch = len(base.manifest.batches) if base else 0
         self.suffix = f".{self.batch}" if self.batch else ""
         self.skipped, self.dropped = imported.skipped, 0
@@ -143,6 +147,7 @@ class GraphWriter:
                     "edges": num_edges,
                     "buckets": sorted({part.bucket for part in written}),
                 }
+                | ({} if self.cuts is None else {"cuts": asdict(self.cuts)})
             ],
             config=self.config.content,
             bag_files=bag_files,
@@ -157,7 +162,7 @@ class GraphWriter:
             for name, parts in self.trained.items()
         }
         return manifest, WriteReport(
-            num_edges, self.skipped.count, self.dropped, untrained, self.unmatched
+            num_edges, self.skipped.count, self.dropped, untrained, self.unmatched, self.cuts
         )
 
     def _sorted_relations(self) -> list[str]:
@@ -190,12 +195,16 @@ class GraphWriter:
             new_id[at] = place_of[name]
         for split in SPLITS:
             (folder / "edges" / split).mkdir(parents=True, exist_ok=True)
-        last = LastEdges(self.config.holdout, self.imported) if self.config.holdout.last else None
+        choice = chooser(self.config, self.way, self.imported)
+        if isinstance(choice, TimeCuts):
+            self.cuts = choice.cuts
 
         def write(bucket: Bucket) -> tuple[list[_Written], int]:
             found, num_kept = [], 0
             for split in SPLITS:
-                if (written := self._write_bucket(folder, split, bucket, last, new_id)) is not None:
+                if (
+                    written := self._write_bucket(folder, split, bucket, choice, new_id)
+                ) is not None:
                     found.append(written)
                     num_kept += int(written.per_relation.sum())
             spool = self.imported.spool
@@ -208,22 +217,22 @@ class GraphWriter:
         written = [part for parts, _ in results for part in parts]
         return sorted(written, key=lambda part: (SPLITS.index(part.split), part.bucket))
 
-    def _kept(self, split: str, bucket: Bucket, last: LastEdges | None) -> Iterator[NDArray[Any]]:
+    def _kept(self, split: str, bucket: Bucket, choice: Chooser | None) -> Iterator[NDArray[Any]]:
         """The rows of a bucket that stay, in their order and in pieces; in one piece where
         duplicates are looked for."""
-        pieces = self._of_split(split, bucket, last)
+        pieces = self._of_split(split, bucket, choice)
         if self.config.duplicates != "keep":
             pieces = iter([np.concatenate([np.empty(0, self.imported.spool.dtype), *pieces])])
         return map(partial(self._policies, bucket=bucket), pieces)
 
     def _of_split(
-        self, split: str, bucket: Bucket, last: LastEdges | None
+        self, split: str, bucket: Bucket, choice: Chooser | None
     ) -> Iterator[NDArray[Any]]:
         at, spool = SPLITS.index(split), self.imported.spool
-        if last is not None:
+        if choice is not None:
             for rows in spool.read("train", bucket, READ_ROWS):
-                yield rows[last.split_of(rows, bucket) == at]
-        if last is None or at:
+                yield rows[choice.split_of(rows, bucket) == at]
+        if choice is None or at:
             yield from spool.read(split, bucket, READ_ROWS)
 
     def _policies(self, rows: NDArray[Any], bucket: Bucket) -> NDArray[Any]:
@@ -271,18 +280,18 @@ class GraphWriter:
         folder: Path,
         split: str,
         bucket: Bucket,
-        last: LastEdges | None,
+        choice: Chooser | None,
         new_id: NDArray[np.uint32],
     ) -> _Written | None:
         """None where no edge stays. Memory: READ_ROWS edges, or all where duplicates matter."""
         small = sum(self.imported.spool.num_rows_of(s, bucket) for s in SPLITS) <= READ_ROWS
         if small or self.config.duplicates != "keep":
-            held = [rows for rows in self._kept(split, bucket, last) if len(rows)]
+            held = [rows for rows in self._kept(split, bucket, choice) if len(rows)]
             held = [np.concatenate(held)] if len(held) > 1 else held
             pieces, num_edges = iter(held), sum(map(len, held))
         else:
-            num_edges = sum(len(rows) for rows in self._kept(split, bucket, last))
-            pieces = self._kept(split, bucket, last)
+            num_edges = sum(len(rows) for rows in self._kept(split, bucket, choice))
+            pieces = self._kept(split, bucket, choice)
         if not num_edges:
             return None
         counts = np.zeros(len(self.relations), np.int64)

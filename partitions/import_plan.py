@@ -6,7 +6,7 @@
                          again while the largest one doubles, and the keys' text with 8 bytes a key
     pass 1               some batches of rows and the spool's buffer: a constant
     pass 2               one piece of a bucket a thread, or where duplicates matter a whole bucket
-    leave-last-out       40 bytes an entity of the lhs types, in pass 2
+    holdout              of last edges 40 bytes an entity, by lhs 48 and 8 an edge held out; pass 2
 
 Without duplicates to look for, nothing depends on the number of edges. How many entities there are
 is the user's to say; where nobody does, it is guessed from the first batch of each input, twice: at
@@ -30,11 +30,12 @@ from partitions.config import GraphConfig, InputConfig
 from partitions.delimited import BLOCK_BYTES
 from partitions.errors import ConfigError
 from partitions.graph import Graph
+from partitions.holdout import needs_number, way_of
 from partitions.memory import available_bytes
 from partitions.sources import InputFile
 
 _SLOT_BYTES = 24
-_LAST_BYTES = 40
+_CHOOSING_BYTES = {"last": 40, "lhs": 48}  # an entity
 _BATCHES = 6  # read ahead, in hand, and what the reader itself holds
 _ROW_BYTES = 73  # of a batch at work: two fingerprints and places, bucket, order, split
 _PIECE_COPIES = 4  # of a bucket's rows in pass 2: read, kept, and their columns
@@ -121,8 +122,8 @@ def plan_import(
             key_bytes[name] = max(key_bytes[name], pc.mean(pc.binary_length(keys)).as_py() or 0.0)
     known = {n: e.expected for n, e in config.entities.items() if e.expected is not None}
     known |= num_entities or {}
-    plan = _plan(config, samples, most | known, key_bytes)
-    least = _plan(config, samples, fewest | known, key_bytes)
+    plan = _plan(config, samples, base, most | known, key_bytes)
+    least = _plan(config, samples, base, fewest | known, key_bytes)
     return replace(plan, fewest_entities=fewest | known, least_bytes=least.total_bytes)
 
 
@@ -149,13 +150,15 @@ def check_memory(plan: ImportPlan, memory_mb: int | None) -> str | None:
 def _plan(
     config: GraphConfig,
     samples: Sequence[_Sample],
+    base: Graph | None,
     entities: Mapping[str, int],
     key_bytes: Mapping[str, float],
 ) -> ImportPlan:
     tables = {name: _table_bytes(count) for name, count in entities.items()}
     texts = {name: int(count * (key_bytes[name] + 8)) for name, count in entities.items()}
     row_bytes = 12 + 4 * _has(config, "weight") + 8 * _has(config, "timestamp")
-    row_bytes += 8 * config.holdout.last
+    way = way_of(config, base)
+    row_bytes += 8 * needs_number(config, way)
     batch_bytes = max((s.batch.nbytes for s in samples), default=0)
     batch_rows = max((len(s.batch) for s in samples), default=0)
     reader_bytes = max((s.reader_bytes for s in samples), default=0)
@@ -170,12 +173,16 @@ def _plan(
         piece = min(bucket, spool.READ_ROWS) * row_bytes * _PIECE_COPIES
     else:
         piece = bucket * (row_bytes * _PIECE_COPIES + _SORT_BYTES)
-    last = sum(entities.values()) * _LAST_BYTES if config.holdout.last else 0
+    choosing = sum(entities.values()) * _CHOOSING_BYTES.get(way.name, 0)
+    if way.name == "lhs":
+        choosing += int(8 * (config.holdout.valid + config.holdout.test) * num_edges)
     plan = ImportPlan(
         code=_resident_bytes(),
         dictionaries=sum(tables.values()) + max(tables.values()) // 2 + sum(texts.values()),
         pass_1=int(_BATCHES * batch_bytes + reader_bytes + max(reading, noting)),
-        pass_2=int(max(threads * piece, _attribute_bytes(config)) + last + sum(entities.values())),
+        pass_2=int(
+            max(threads * piece, _attribute_bytes(config)) + choosing + sum(entities.values())
+        ),
         num_rows=num_edges,
         num_entities=entities,
         fewest_entities=entities,

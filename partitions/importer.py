@@ -26,7 +26,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from partitions import bag_import, durable, growth, notes, provenance, readers, sources, validation
+from partitions import (
+    bag_import,
+    durable,
+    growth,
+    holdout,
+    notes,
+    provenance,
+    readers,
+    sources,
+    validation,
+)
 from partitions.ahead import ahead
 from partitions.cells import as_strings
 from partitions.config import GraphConfig, InputConfig, RelationConfig
@@ -44,6 +54,7 @@ from partitions.schema import SPLITS, EntityType
 from partitions.skipped import SkippedRows, path_of
 from partitions.sources import InputFile
 from partitions.spool import Spool
+from partitions.time_cuts import Cuts
 from partitions.validation import Gate
 
 Progress = Callable[[str, int], None]  # (file or WRITING, rows done since the last call)
@@ -67,6 +78,8 @@ class ImportReport:
     resumed: bool = False
     skipped_file: Path | None = None  # that holds the rows skipped
     gate: Report | None = None  # None where the data was not checked
+    cuts: Cuts | None = None  # in time, at the shares asked for
+    cuts_kept: bool = False  # they are from an earlier import of the graph
 
 
 def import_graph(
@@ -113,7 +126,7 @@ def import_graph(
         def before_commit(digest: str) -> None:
             notes.prepare(path, digest, left, imported.skipped.kept())
 
-        writer = GraphWriter(config, imported, reading.workers, base, progress)
+        writer = GraphWriter(config, imported, reading.way, reading.workers, base, progress)
         if base is not None:
             report = writer.append(path, before_commit)
         else:
@@ -133,6 +146,8 @@ def import_graph(
         resumed=reading.resumed,
         skipped_file=path_of(path) if report.skipped_rows else None,
         gate=judged,
+        cuts=reading.way.kept or report.cuts,
+        cuts_kept=reading.way.kept is not None,
     )
 
 
@@ -199,11 +214,12 @@ class _Reading:
             )
             for name, entity in config.entities.items()
         }
+        self.way = holdout.way_of(config, base)
         self._begin()
         columns = {name for source in config.inputs for name in source.resolved_columns}
         optional = ["weight"] if "weight" in columns or config.duplicates == "sum" else []
         optional += ["time"] if "timestamp" in columns else []
-        optional += ["number"] if config.holdout.last else []
+        optional += ["number"] if holdout.needs_number(config, self.way) else []
         parts = max(t.num_partitions for t in self.types.values())
         self.spool = Spool(work / "spool", parts, optional)
         self.journal = Journal(work)
@@ -396,38 +412,40 @@ class _Reading:
             rows["weight"] = batch.column("weight").to_numpy() if "weight" in names else 1
         if "time" in self.spool.optional:
             rows["time"] = batch.column("timestamp").to_numpy()
+        draws = np.empty(0, np.uint64)
+        if self.way.name in ("edge", "lhs"):
+            names_hash = np.array(self._relation_hashes, np.uint64)[rel]
+            draws = hash_edges(self.config.holdout.seed, lhs_hash, names_hash, rhs_hash)
         if "number" in self.spool.optional:
-            # A row whose split is given is not one to choose from: last_edges.py passes it over.
-            drawn = source.split is None
-            rows["number"] = self.num_read + places if drawn else -1
-        split = self._split(rel, lhs_hash, rhs_hash, rows, source)
+            # A row whose split is given is not one to choose from: candidates.py passes it over.
+            given = source.split is not None
+            number = draws >> np.uint64(1) if self.way.name == "lhs" else self.num_read + places
+            rows["number"] = -1 if given else number
+        split = self._split(rel, draws, rows, source)
         lhs_binds, rhs_binds = (self.types[name].num_partitions > 1 for name in kind)
         self.spool.add(rows, lhs, rhs, split, lhs_binds, rhs_binds)
 
     def _split(
         self,
         rel: NDArray[np.uint32],
-        lhs_hash: NDArray[np.uint64],
-        rhs_hash: NDArray[np.uint64],
+        draws: NDArray[np.uint64],
         rows: NDArray[Any],
         source: InputConfig,
     ) -> NDArray[np.int8]:
-        """int8 [rows] places in SPLITS; leave-last-out is decided in pass 2."""
+        """int8 [rows] places in SPLITS, as far as an edge alone decides it: see holdout.py."""
         if source.split is not None:
             return np.full(len(rel), SPLITS.index(source.split), np.int8)
-        holdout, split = self.config.holdout, np.zeros(len(rel), np.int8)
+        config, split = self.config.holdout, np.zeros(len(rel), np.int8)
         valid, test = SPLITS.index("valid"), SPLITS.index("test")
-        if holdout.valid + holdout.test > 0:
-            names = np.array(self._relation_hashes, np.uint64)[rel]
-            drawn = hash_edges(holdout.seed, lhs_hash, names, rhs_hash)
-            share = (drawn >> np.uint64(11)).astype(np.float64) / (1 << 53)
-            split[share < holdout.valid + holdout.test] = test
-            split[share < holdout.valid] = valid
-        elif holdout.needs_time and not holdout.last:
-            split[rows["time"] > holdout.cuts[0]] = valid
-            split[rows["time"] > holdout.cuts[1]] = test
-        if holdout.relations is not None:
-            chosen = [at for at, name in enumerate(self.relations) if name in holdout.relations]
+        if self.way.name == "edge":
+            share = (draws >> np.uint64(11)).astype(np.float64) / (1 << 53)
+            split[share < config.valid + config.test] = test
+            split[share < config.valid] = valid
+        elif self.way.name == "cuts":
+            split[rows["time"] > self.way.cuts[0]] = valid
+            split[rows["time"] > self.way.cuts[1]] = test
+        if config.relations is not None:
+            chosen = [at for at, name in enumerate(self.relations) if name in config.relations]
             split[~np.isin(rel, chosen)] = 0
         return split
 

@@ -266,6 +266,11 @@ def test_parts_that_contradict_each_other_are_named(
         ("{valid=0.5, test=0.5}", "holdout.valid + holdout.test leave nothing to train on."),
         ("{test=0.1, last=true}", "hold out by shares, by time or the last edges: one of them."),
         ("{valid_after=2, test_after=1}", "valid_after must not be later than test_after."),
+        ('{by="lhs"}', "by says which edges a share takes: set valid or test to a share."),
+        (
+            '{by="edge", last=true}',
+            "by says which edges a share takes: set valid or test to a share.",
+        ),
     ],
 )
 def test_a_holdout_that_contradicts_itself_is_refused(

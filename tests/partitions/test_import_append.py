@@ -33,7 +33,7 @@ from tests.partitions.import_cases import (
 
 def config_of(folder: Path, **settings: Any) -> GraphConfig:
     inputs = [{"path": "day*.tsv", "columns": columns(*NAMES)}]
-    holdout = {"valid": 0.1, "test": 0.1}
+    holdout = {"valid": 0.1, "test": 0.1, "by": "edge"}
     return shop(folder, **{"user": 3, "item": 3, "inputs": inputs, "holdout": holdout} | settings)
 
 

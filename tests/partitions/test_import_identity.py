@@ -153,6 +153,8 @@ def test_import_then_read_is_the_identity(
     [
         {"user": 3, "item": 3, "holdout": {"valid": 0.2, "test": 0.2}, "duplicates": "sum"},
         {"user": 4, "holdout": {"last": True}, "self_loops": "drop"},
+        {"item": 2, "holdout": {"valid": 0.2, "test": 0.2, "by": "edge"}, "duplicates": "drop"},
+        {"user": 2, "item": 2, "holdout": {"valid": 0.1, "test": 0.2, "by": "lhs"}},
     ],
     ids=str,
 )

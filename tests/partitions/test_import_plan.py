@@ -103,9 +103,10 @@ def test_text_inputs_and_small_graphs_have_a_plan(tmp_path: Path) -> None:
     write_edges(tmp_path / "e.tsv", shop_edges(100))
     write_edges(tmp_path / "empty.tsv", [])
     inputs = [{"path": name, "columns": columns(*NAMES)} for name in ("e.tsv", "empty.tsv")]
-    plan = plan_import(shop(tmp_path, inputs=inputs, holdout={"last": True}))
-    assert 0 < plan.dictionaries + plan.pass_1 + plan.pass_2 < 10_000_000
-    assert plan.total_bytes > plan.code > 10_000_000
+    for holdout in ({"last": True}, {"test": 0.1, "by": "time"}, {"test": 0.1, "by": "lhs"}):
+        plan = plan_import(shop(tmp_path, inputs=inputs, holdout=holdout))
+        assert 0 < plan.dictionaries + plan.pass_1 + plan.pass_2 < 10_000_000
+        assert plan.total_bytes > plan.code > 10_000_000
 
 
 def test_a_file_that_is_read_whole_is_counted_and_not_guessed(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def often(patch: Callable[[Any, str, Any], None] = setattr) -> None:
     patch(importer, "_JOURNAL_SHARE", 0)
 
 
-def die(folder: Path, place: str, call: int, append: bool = False) -> None:
+def die(folder: Path, place: str, call: int, append: bool = False, **settings: Any) -> None:
     """Import, and be killed right before a call."""
     often()
     owner, name = PLACES[place]
@@ -81,13 +81,14 @@ def die(folder: Path, place: str, call: int, append: bool = False) -> None:
         return original(*arguments)
 
     setattr(owner, name, dying)
-    import_graph(config_of(folder, threads=1), folder / "graph", append=append)
+    import_graph(config_of(folder, threads=1, **settings), folder / "graph", append=append)
 
 
-def killed(folder: Path, place: str, call: int) -> None:
+def killed(folder: Path, place: str, call: int, **settings: Any) -> None:
     code = (
         "import runpy, sys; from pathlib import Path; sys.path.insert(0, '.'); "
-        f"runpy.run_path({__file__!r})['die'](Path({str(folder)!r}), {place!r}, {call})"
+        f"runpy.run_path({__file__!r})['die'](Path({str(folder)!r}), {place!r}, {call}, "
+        f"**{settings!r})"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True
@@ -166,6 +167,26 @@ def entry_in(folder: Path) -> dict[str, Any]:
     value = json.loads((folder / "graph.importing" / "journal.json").read_text())
     entry: dict[str, Any] = value["content"]["entry"]
     return entry
+
+
+SHARES = {"valid": 0.1, "test": 0.2}
+DRAWN = [{**SHARES, "by": "time"}, {**SHARES, "by": "lhs"}, {**SHARES, "by": "edge"}]
+
+
+@pytest.mark.parametrize("place", ["journal", "bucket"])
+@pytest.mark.parametrize("holdout", DRAWN, ids=lambda holdout: holdout["by"])
+def test_shares_are_the_same_edges_after_a_kill(
+    tmp_path: Path, place: str, holdout: dict[str, Any]
+) -> None:
+    """Killed after the first file, or amid the buckets that the choice is made for."""
+    prepare(tmp_path)
+    killed(tmp_path, place, 9, holdout=holdout)
+    report = import_graph(config_of(tmp_path, holdout=holdout), tmp_path / "graph")
+    assert report.resumed
+    resumed = tree(tmp_path / "graph")
+    import_graph(config_of(tmp_path, holdout=holdout), tmp_path / "graph")
+    assert tree(tmp_path / "graph") == resumed
+    assert all(report.num_edges.values())
 
 
 def test_an_import_killed_twice_goes_on_twice(tmp_path: Path, whole: dict[str, bytes]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from partitions import graph_writer, last_edges
+from partitions import candidates, graph_writer
 from partitions.graph import Graph
 from partitions.importer import import_graph
 from tests.partitions.import_cases import (
@@ -108,7 +108,7 @@ def test_inputs_with_a_split_of_their_own_are_passed_over(tmp_path: Path) -> Non
 
 
 def test_large_buckets_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(last_edges, "READ_ROWS", 17)
+    monkeypatch.setattr(candidates, "READ_ROWS", 17)
     monkeypatch.setattr(graph_writer, "READ_ROWS", 23)
     edges = shop_edges(500, seed=5)
     assert imported(tmp_path, edges, user=2, item=2) == expected(edges)
