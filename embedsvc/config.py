@@ -320,6 +320,8 @@ class EvalConfig(Table):
     split: Literal["train", "valid", "test"] = "test"
     links: bool = True
     """Filtered rank of each edge's lhs and rhs among all entities of their type."""
+    ties: Literal["pessimistic", "realistic"] = "pessimistic"
+    """Of others that score the same all count, or half. Both are in the report; this is its mrr."""
     relations: list[str] | None = None
     """Only edges of these relations; unset: of all."""
     recommend: list[str] = Field(default_factory=list)

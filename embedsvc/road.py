@@ -243,7 +243,7 @@ class Road:
 
     def evaluate(self, *, if_needed: bool = False, through: str | None = None) -> dict[str, Any]:
         """through: URL of a server whose lists are held to the checkpoint's."""
-        from embedsvc.evaluation.links import rank_links, sample
+        from embedsvc.evaluation import links
         from embedsvc.trained import Trained
 
         config = self.settings.table("eval", EvalConfig)
@@ -270,23 +270,24 @@ class Road:
             recommend = learnt  # what it is for
         self._say_what_is_left_out("eval", trained)
         edges = trained.edges(config.split)
+        num_in_split = len(edges)
         if config.relations is not None or len(learnt) < len(names):
             chosen = [trained.graph.relation_id(name) for name in config.relations or learnt]
             edges = edges.take(np.flatnonzero(np.isin(edges.rel, chosen)))
+        other_relations = num_in_split - len(edges)
         if config.max_edges is not None and len(edges) > config.max_edges:
-            edges = sample(edges, config.max_edges)
+            edges = links.sample(edges, config.max_edges)
             result["sampled_from"] = trained.graph.num_edges(config.split)
         if config.links and not len(edges):
             self._say(f"eval: the {config.split} split has no edges to rank")
+            result["links"] = {"edges": 0, "other_relations": other_relations}
         elif config.links:
             with rows_bar(self.console, "scores") as bar:
                 task = bar.add_task("eval links", total=None)
-                ranks = rank_links(trained, edges, lambda scored: bar.advance(task, scored))
-            result["links"] = {
-                "edges": len(edges),
-                **ranks.summary(),
-                "by_side": ranks.by_side(),
-                "by_relation": ranks.by_relation(names),
+                ranks = links.rank_links(trained, edges, lambda scored: bar.advance(task, scored))
+            degrees = links.train_degrees(trained, edges)
+            result["links"] = links.report(ranks, names, degrees, config.ties) | {
+                "other_relations": other_relations
             }
             self._print_links(result["links"], config.split)
         for relation in recommend:
@@ -540,16 +541,36 @@ class Road:
         return Graph(self.folders.graph)
 
     def _print_links(self, links: dict[str, Any], split: str) -> None:
-        table = Table(title=f"Filtered ranks of {links['edges']:,} {split} edges, both sides")
+        ties = "" if links["ties"] == "pessimistic" else f", ties {links['ties']}"
+        table = Table(title=f"Filtered ranks of {links['edges']:,} {split} edges, both sides{ties}")
         for column in ("", "MRR", "Hits@1", "Hits@3", "Hits@10", "mean rank"):
             table.add_column(column, justify="left" if not column else "right")
-        rows = {"both sides": links, **links["by_side"]}
+        keys = ("mrr", "hits1", "hits3", "hits10")
+        other = "realistic" if links["ties"] == "pessimistic" else "pessimistic"
+        rows = {
+            "both sides": links,
+            f"ties {other}": links[other],
+            "raw": links["raw"],
+            **links["by_side"],
+        }
+        for name, row in links["by_degree"].items():
+            rows[f"{row['ranks']:,} of degree {name}"] = row
         if 1 < len(links["by_relation"]) <= 12:
             rows |= links["by_relation"]
         for name, row in rows.items():
-            shares = [f"{row[key]:.4f}" for key in ("mrr", "hits1", "hits3", "hits10")]
+            shares = [f"{row[key]:.4f}" for key in keys]
             table.add_row(name, *shares, f"{row['mean_rank']:,.1f}")
+            if row is links:
+                ends = [links["intervals"][key] for key in keys]
+                table.add_row("  95 % interval", *(f"{e['low']:.4f}-{e['high']:.4f}" for e in ends))
         self.console.print(table)
+        if links["nan_edges"] or links["nan_candidates"]:
+            self._say(
+                f"eval: {_counted(links['nan_edges'], 'edge')} without a score: the vector of an "
+                "end is not finite. They have the last rank. "
+                f"{_counted(links['nan_candidates'], 'edge')} beside a candidate without one, "
+                "which counts as higher. Train again with a smaller train.lr."
+            )
 
     def _print_lists(self, report: dict[str, Any], *, by_history: bool = False) -> None:
         """by_history: also by how much is known of who asks, which a tower makes its vectors of."""

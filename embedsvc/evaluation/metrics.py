@@ -1,4 +1,4 @@
-"""Metrics: pure functions of ranks, lists and what lists show. Each says its denominator.
+"""Metrics: pure functions of lists and what lists show. Each says its denominator.
 
 Of lists: float64 [lists], empty of no lists. k is the number of places, at least 1.
 
@@ -20,21 +20,6 @@ from numpy.typing import NDArray
 Ids = NDArray[np.int64]
 Hits = NDArray[np.bool_]
 Floats = NDArray[np.float64]
-
-
-def mean_reciprocal_rank(ranks: Ids) -> float:
-    """Mean of 1 / rank over all ranks, each counted from 1. NaN for none."""
-    return float(np.mean(1.0 / ranks)) if len(ranks) else float("nan")
-
-
-def mean_rank(ranks: Ids) -> float:
-    """Mean over all ranks. NaN for none."""
-    return float(np.mean(ranks)) if len(ranks) else float("nan")
-
-
-def hits_at(k: int, ranks: Ids) -> float:
-    """Share of all ranks that are at most k. NaN for none."""
-    return float(np.mean(ranks <= k)) if len(ranks) else float("nan")
 
 
 def recall_at(hits: Hits, num_relevant: Ids) -> Floats:

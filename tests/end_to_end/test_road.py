@@ -151,6 +151,24 @@ def test_recommendations_find_the_planted_groups_and_beat_popularity(road: Road)
     assert json.loads(bytes(version.file("metrics.json"))) == found
 
 
+def test_an_empty_split_is_said_and_counted(copy: Path, run: Run) -> None:
+    answer = run(copy, "eval", "graph.toml", "eval.split=valid", "eval.recommend=[]")
+    assert answer.returncode == 0, answer.stderr
+    assert "the valid split has no edges to rank" in answer.stdout
+    links = json.loads((copy / "run/checkpoint/evaluation.json").read_text())["links"]
+    assert links == {"edges": 0, "other_relations": 0}
+
+
+def test_links_are_reported_filtered_and_raw_and_with_their_intervals(road: Road) -> None:
+    links = json.loads((road.folder / "run/checkpoint/evaluation.json").read_text())["links"]
+    assert links["ties"] == "pessimistic" and links["mrr"] == links["pessimistic"]["mrr"]
+    assert links["raw"]["mrr"] < links["mrr"] <= links["realistic"]["mrr"]
+    assert links["intervals"]["mrr"]["low"] < links["mrr"] < links["intervals"]["mrr"]["high"]
+    assert sum(band["ranks"] for band in links["by_degree"].values()) == 2 * links["edges"]
+    assert links["nan_edges"] == links["nan_candidates"] == links["other_relations"] == 0
+    assert "95 % interval" in road.answers["eval"].stdout
+
+
 def test_running_the_road_again_does_nothing_twice(copy: Path, run: Run) -> None:
     before = snapshot(copy)
     again = run(copy, "run", "graph.toml")

@@ -11,35 +11,6 @@ from hypothesis.extra.numpy import arrays
 
 from embedsvc.evaluation import metrics
 
-RANKS = arrays(np.int64, st.integers(1, 30), elements=st.integers(1, 10**6))
-
-
-@given(RANKS)
-def test_metrics_of_ranks_equal_plain_loops(ranks: np.ndarray) -> None:
-    n = len(ranks)
-    reciprocal, total, within = 0.0, 0, 0
-    for rank in ranks.tolist():
-        reciprocal += 1 / rank
-        total += rank
-        within += rank <= 10
-    assert metrics.mean_reciprocal_rank(ranks) == pytest.approx(reciprocal / n, rel=1e-12)
-    assert metrics.mean_rank(ranks) == pytest.approx(total / n, rel=1e-12)
-    assert metrics.hits_at(10, ranks) == pytest.approx(within / n, rel=1e-12)
-
-
-def test_metrics_of_ranks_by_hand() -> None:
-    ranks = np.array([1, 2, 4, 4])
-    assert metrics.mean_reciprocal_rank(ranks) == 0.5
-    assert metrics.mean_rank(ranks) == 2.75
-    assert [metrics.hits_at(k, ranks) for k in (1, 2, 3, 4)] == [0.25, 0.5, 0.5, 1]
-
-
-def test_metrics_of_no_ranks_are_not_a_number() -> None:
-    none = np.empty(0, np.int64)
-    assert math.isnan(metrics.mean_reciprocal_rank(none))
-    assert math.isnan(metrics.mean_rank(none))
-    assert math.isnan(metrics.hits_at(3, none))
-
 
 @st.composite
 def lists(draw: Any) -> tuple[np.ndarray, np.ndarray]:
