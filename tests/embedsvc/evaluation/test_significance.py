@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from scipy.stats import binom
+from scipy.stats import binom, binomtest
 
 from embedsvc.evaluation import significance
 from embedsvc.evaluation.clicks import paired_auc
@@ -178,6 +178,13 @@ def test_mcnemar_sums_what_is_no_likelier_than_what_happened(
     right = sum(math.comb(n, i) for i in range(n + 1) if abs(2 * i - n) >= abs(2 * only_new - n))
     assert (found.only_new, found.only_old) == (only_new, only_old)
     assert found.p == pytest.approx(right / 2**n, rel=1e-9)
+
+
+def test_mcnemar_of_many_units_equals_scipy() -> None:
+    for only_new, only_old in ((0, 0), (0, 2000), (5200, 5000), (70_000, 70_900), (3, 3)):
+        new = np.repeat([True, False], [only_new, only_old])
+        right = binomtest(only_new, only_new + only_old).pvalue if len(new) else 1
+        assert mcnemar(new, ~new).p == pytest.approx(right, rel=1e-9)
 
 
 def test_intervals_of_auc_are_the_same_kind() -> None:
