@@ -1,5 +1,7 @@
 """The best k of tiles equal a sort of everything, whatever the tiles, with NaN, ties and gaps."""
 
+from itertools import pairwise
+
 import numpy as np
 import scipy.sparse as sp
 from hypothesis import given
@@ -36,7 +38,7 @@ def test_the_best_of_tiles_equal_a_sort_of_all(data: st.DataObject) -> None:
     ends = sorted({0, num, *data.draw(st.lists(st.integers(0, num), max_size=3))})
     best = Best(num_queries, k)
     mask = sp.csr_matrix(left_out, dtype=np.int8)
-    for first, last in zip(ends, ends[1:], strict=False):
+    for first, last in pairwise(ends):
         middle = data.draw(st.integers(0, num_queries))
         for begin, end in [(0, middle), (middle, num_queries)]:
             tile = np.ascontiguousarray(scores[begin:end, first:last])
