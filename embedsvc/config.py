@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, StrictBool, field_validator, model_validator
 
-from partitions.config import Table
+from partitions.config import Column, Table
 from partitions.errors import ConfigError, did_you_mean
 from partitions.order import ORDERS
 from partitions.registry import Registry
@@ -314,6 +314,47 @@ def _name(spec: Spec) -> Any:
     return spec if isinstance(spec, str) else spec.get("name")
 
 
+_KEY_AND_LABEL: dict[Literal["key", "label"], Column] = {"key": 0, "label": 1}
+
+
+class ClassifyConfig(Table):
+    """`[eval.classify]`: how well vectors tell labels that the graph does not have."""
+
+    labels: str
+    """File, folder or glob of (key, label) rows, relative to graph.data."""
+    type: str
+    """Entity type of the keys."""
+    columns: dict[Literal["key", "label"], Column] = Field(
+        default_factory=lambda: dict(_KEY_AND_LABEL)
+    )
+    """Name or position of each."""
+    separator: Annotated[str, Field(min_length=1)] | None = None
+    """Between the labels of a row; unset: a row has one, and a key may have several rows."""
+    format: Literal["text", "parquet", "arrow", "json"] | None = None
+    """Told from the file name's ending where unset; so are the next two."""
+    delimiter: Annotated[str, Field(min_length=1)] | None = None
+    header: bool | None = None
+    shares: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] = Field(
+        default_factory=lambda: [0.1, 0.5, 0.9]
+    )
+    """Of the labelled entities: how many teach the classifier; the others are judged."""
+    repeats: Annotated[int, Field(ge=1)] = 10
+    """Shuffles, each with its own draw of who teaches."""
+    c: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Inverse strength of the logistic regressions' L2."""
+    scale: Literal["standard", "unit", "none"] = "standard"
+    """Of vectors, before: to mean 0 and deviation 1 of each number by those that teach; unit: each
+    vector to length 1, then that; none: as they are."""
+    seed: Annotated[int, Field(ge=0)] = 1
+    """Of the shuffles."""
+
+    @model_validator(mode="after")
+    def _maps_both(self) -> "ClassifyConfig":
+        if missing := {"key", "label"} - set(self.columns):
+            raise ValueError(f"columns does not map {', '.join(sorted(missing))}")
+        return self
+
+
 class EvalConfig(Table):
     """`[eval]`: what is measured."""
 
@@ -330,6 +371,8 @@ class EvalConfig(Table):
     """Length of those lists."""
     max_edges: Annotated[int, Field(ge=1)] | None = None
     """Rank a seeded sample of the split's edges (said in the report); unset: all."""
+    classify: ClassifyConfig | None = None
+    """Labels of entities to tell from their vectors; unset: none."""
 
 
 class PublishConfig(Table):

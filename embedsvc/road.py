@@ -12,7 +12,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from embedsvc.config import EvalConfig, ModelConfig, OutputConfig, PublishConfig, TrainConfig
+from embedsvc.config import (
+    ClassifyConfig,
+    EvalConfig,
+    ModelConfig,
+    OutputConfig,
+    PublishConfig,
+    TrainConfig,
+)
 from partitions import config as settings_file
 from partitions import durable, import_plan, importer, notes, provenance, published
 from partitions.checkpoint import Checkpoint
@@ -29,6 +36,7 @@ from partitions.validation import SCHEMA
 
 if TYPE_CHECKING:
     from embedsvc.evaluation.lists import Asked, Judged
+    from embedsvc.evaluation.nodes import Labels
     from embedsvc.evaluation.served import Client
     from embedsvc.trained import Trained
     from embedsvc.training.trainer import TrainReport
@@ -249,6 +257,9 @@ class Road:
         config = self.settings.table("eval", EvalConfig)
         trained = Trained(self._graph(), self.folders.checkpoint).before(config.split)
         settings = config.model_dump(mode="json")
+        labels = self._labels(config, trained)
+        if labels is not None:
+            settings["classify"]["sha256"] = labels.digest
         for name in (EVALUATION, EVALUATION_OF_SOME) if if_needed else ():
             found = self._metrics_of(trained.digest, name)
             if found.get("settings") == settings and found.get("graph") == trained.graph.digest:
@@ -292,6 +303,8 @@ class Road:
             self._print_links(result["links"], config.split)
         for relation in recommend:
             self._evaluate_lists(trained, relation, config, result, client)
+        if labels is not None and config.classify is not None:
+            self._classify(trained, labels, config.classify, result)
         result["seconds"] = round(time.perf_counter() - start, 2)
         self._say(f"eval: {result['seconds']:.1f} s")
         whole = self._metrics_of(trained.digest).get("settings")
@@ -303,6 +316,40 @@ class Road:
             path = path.with_name(EVALUATION_OF_SOME)
         durable.write_json(path, durable.without_nan(result))
         return result
+
+    def _labels(self, config: EvalConfig, trained: "Trained") -> "Labels | None":
+        if config.classify is None:
+            return None
+        from embedsvc.evaluation.nodes import Labels
+
+        folder = self.settings.table("graph", GraphConfig).data
+        return Labels.read(config.classify, folder, trained)
+
+    def _classify(
+        self, trained: "Trained", labels: "Labels", config: ClassifyConfig, result: dict[str, Any]
+    ) -> None:
+        from embedsvc.evaluation.nodes import classify
+
+        if labels.num_unknown:
+            keys = f"{_counted(labels.num_unknown, 'key')} of {config.labels}"
+            self._say(f"eval: left out {keys}: the graph has no such {config.type}")
+        vectors = trained.gather(config.type, labels.ids).double().numpy()
+        with rows_bar(self.console, "regressions") as bar:
+            task = bar.add_task("eval classify", total=None)
+            report = classify(
+                vectors, labels, config, result["split"], lambda n: bar.advance(task, n)
+            )
+        result["classify"] = asdict(report)
+        title = f"Labels of {report.num_nodes:,} {config.type} entities ({report.split})"
+        table = Table(title=title, title_justify="left")
+        has_auc = any(found.auc is not None for found in report.shares)
+        for column in ("taught by", "judged", "micro-F1", "macro-F1", *["AUC"] * has_auc):
+            table.add_column(column, justify="right")
+        for found in report.shares:
+            cells = [found.micro_f1, found.macro_f1, *([found.auc] if found.auc else [])]
+            numbers = [f"{cell.value:.4f} ({cell.low:.4f}-{cell.high:.4f})" for cell in cells]
+            table.add_row(f"{found.share:.0%}", f"{found.num_judged:,}", *numbers)
+        self.console.print(table)
 
     def _evaluate_lists(
         self,
