@@ -363,6 +363,9 @@ class EvalConfig(Table):
     """Filtered rank of each edge's lhs and rhs among all entities of their type."""
     ties: Literal["pessimistic", "realistic"] = "pessimistic"
     """Of others that score the same all count, or half. Both are in the report; this is its mrr."""
+    sampled_candidates: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """In place of ranks among all, metrics of links estimated from so many drawn candidates a type;
+    their names begin with sampled_. Unset: exact."""
     relations: list[str] | None = None
     """Only edges of these relations; unset: of all."""
     recommend: list[str] = Field(default_factory=list)

@@ -5,6 +5,7 @@ import json
 import time
 from contextlib import ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ from partitions.progress import rows_bar
 from partitions.validation import SCHEMA
 
 if TYPE_CHECKING:
+    from embedsvc.edge_ids import EdgeIds
     from embedsvc.evaluation.lists import Asked, Judged
     from embedsvc.evaluation.nodes import Labels
     from embedsvc.evaluation.served import Client
@@ -251,7 +253,7 @@ class Road:
 
     def evaluate(self, *, if_needed: bool = False, through: str | None = None) -> dict[str, Any]:
         """through: URL of a server whose lists are held to the checkpoint's."""
-        from embedsvc.evaluation import links
+        from embedsvc.evaluation.links import sample
         from embedsvc.trained import Trained
 
         config = self.settings.table("eval", EvalConfig)
@@ -287,20 +289,12 @@ class Road:
             edges = edges.take(np.flatnonzero(np.isin(edges.rel, chosen)))
         other_relations = num_in_split - len(edges)
         if config.max_edges is not None and len(edges) > config.max_edges:
-            edges = links.sample(edges, config.max_edges)
+            edges = sample(edges, config.max_edges)
             result["sampled_from"] = trained.graph.num_edges(config.split)
-        if config.links and not len(edges):
-            self._say(f"eval: the {config.split} split has no edges to rank")
-            result["links"] = {"edges": 0, "other_relations": other_relations}
-        elif config.links:
-            with rows_bar(self.console, "scores") as bar:
-                task = bar.add_task("eval links", total=None)
-                ranks = links.rank_links(trained, edges, lambda scored: bar.advance(task, scored))
-            degrees = links.train_degrees(trained, edges)
-            result["links"] = links.report(ranks, names, degrees, config.ties) | {
-                "other_relations": other_relations
-            }
-            self._print_links(result["links"], config.split)
+        if config.links:
+            result |= self._evaluate_links(trained, edges, config)
+            for found in (result[name] for name in ("links", "sampled_links") if name in result):
+                found["other_relations"] = other_relations
         for relation in recommend:
             self._evaluate_lists(trained, relation, config, result, client)
         if labels is not None and config.classify is not None:
@@ -311,6 +305,9 @@ class Road:
         path = self.folders.checkpoint / EVALUATION
         if through is not None:
             path = path.with_name(EVALUATION_THROUGH)
+        elif config.links and config.sampled_candidates is not None:
+            path = path.with_name(EVALUATION_OF_SOME)
+            self._say(f"eval: estimates go to {path}, and are neither published nor judged by")
         elif _is_of_some(settings) and whole is not None and not _is_of_some(whole):
             self._say(f"eval: {path} stays, which is of all edges")
             path = path.with_name(EVALUATION_OF_SOME)
@@ -350,6 +347,33 @@ class Road:
             numbers = [f"{cell.value:.4f} ({cell.low:.4f}-{cell.high:.4f})" for cell in cells]
             table.add_row(f"{found.share:.0%}", f"{found.num_judged:,}", *numbers)
         self.console.print(table)
+
+    def _evaluate_links(
+        self, trained: "Trained", edges: "EdgeIds", config: EvalConfig
+    ) -> dict[str, Any]:
+        from embedsvc.evaluation import tables
+        from embedsvc.evaluation.links import rank_links, report, train_degrees
+        from embedsvc.evaluation.sampled import sample_links
+
+        sampled = config.sampled_candidates
+        name = "links" if sampled is None else "sampled_links"
+        if not len(edges):
+            self._say(f"eval: the {config.split} split has no edges to rank")
+            return {name: {"edges": 0}}
+        with rows_bar(self.console, "scores") as bar:
+            task = bar.add_task("eval links", total=None)
+            scored = partial(bar.advance, task)
+            if sampled is not None:
+                found = sample_links(trained, edges, sampled, progress=scored).report()
+            else:
+                degrees = train_degrees(trained, edges)
+                relations = [relation.name for relation in trained.graph.relations]
+                found = report(rank_links(trained, edges, scored), relations, degrees, config.ties)
+        table = tables.links_table if sampled is None else tables.sampled_links_table
+        self.console.print(table(found, config.split))
+        for line in tables.links_notes(found):
+            self._say(f"eval: {line}")
+        return {name: found}
 
     def _evaluate_lists(
         self,
@@ -586,38 +610,6 @@ class Road:
 
     def _graph(self) -> Graph:
         return Graph(self.folders.graph)
-
-    def _print_links(self, links: dict[str, Any], split: str) -> None:
-        ties = "" if links["ties"] == "pessimistic" else f", ties {links['ties']}"
-        table = Table(title=f"Filtered ranks of {links['edges']:,} {split} edges, both sides{ties}")
-        for column in ("", "MRR", "Hits@1", "Hits@3", "Hits@10", "mean rank"):
-            table.add_column(column, justify="left" if not column else "right")
-        keys = ("mrr", "hits1", "hits3", "hits10")
-        other = "realistic" if links["ties"] == "pessimistic" else "pessimistic"
-        rows = {
-            "both sides": links,
-            f"ties {other}": links[other],
-            "raw": links["raw"],
-            **links["by_side"],
-        }
-        for name, row in links["by_degree"].items():
-            rows[f"{row['ranks']:,} of degree {name}"] = row
-        if 1 < len(links["by_relation"]) <= 12:
-            rows |= links["by_relation"]
-        for name, row in rows.items():
-            shares = [f"{row[key]:.4f}" for key in keys]
-            table.add_row(name, *shares, f"{row['mean_rank']:,.1f}")
-            if row is links:
-                ends = [links["intervals"][key] for key in keys]
-                table.add_row("  95 % interval", *(f"{e['low']:.4f}-{e['high']:.4f}" for e in ends))
-        self.console.print(table)
-        if links["nan_edges"] or links["nan_candidates"]:
-            self._say(
-                f"eval: {_counted(links['nan_edges'], 'edge')} without a score: the vector of an "
-                "end is not finite. They have the last rank. "
-                f"{_counted(links['nan_candidates'], 'edge')} beside a candidate without one, "
-                "which counts as higher. Train again with a smaller train.lr."
-            )
 
     def _print_lists(self, report: dict[str, Any], *, by_history: bool = False) -> None:
         """by_history: also by how much is known of who asks, which a tower makes its vectors of."""

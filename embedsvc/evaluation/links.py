@@ -35,7 +35,7 @@ from embedsvc.trained import Trained
 from partitions.graph import slots_of
 from partitions.schema import SPLITS
 
-_BLOCK_EDGES = 32_768  # queries whose vectors are in memory at once
+BLOCK_EDGES = 32_768  # queries whose vectors are in memory at once
 _TILE_QUERIES = 1_024
 _TILE_CANDIDATES = 4_096  # a tile of scores: 16 MB
 _LONGEST = 1e18  # whose square, times D, is a float32
@@ -232,8 +232,8 @@ def rank_links(
     sides = {side: _nothing_counted(len(edges)) for side in SIDES}
     for side, found in sides.items():
         for candidate_type, rows in by_candidate_type(trained, edges, side):
-            for at in range(0, len(rows), _BLOCK_EDGES):
-                block = rows[at : at + _BLOCK_EDGES]
+            for at in range(0, len(rows), BLOCK_EDGES):
+                block = rows[at : at + BLOCK_EDGES]
                 queries = Queries.build(trained, edges.take(block), side)
                 _rank_block(trained, queries, candidate_type, found, block, progress)
     return LinkRanks(sides, edges.rel)

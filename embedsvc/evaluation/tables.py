@@ -53,6 +53,73 @@ def lists_notes(report: Numbers) -> list[str]:
     return notes
 
 
+def links_table(report: Numbers, split: str) -> Table:
+    """report: of embedsvc.evaluation.links."""
+    ties = "" if report["ties"] == "pessimistic" else f", ties {report['ties']}"
+    table = _ranks_table(f"Filtered ranks of {report['edges']:,} {split} edges, both sides{ties}")
+    other = "realistic" if report["ties"] == "pessimistic" else "pessimistic"
+    _add_ranks(table, "both sides", report)
+    ends = (report["intervals"][name] for name in _SHARES)
+    table.add_row("  95 % interval", *(f"{e['low']:.4f}-{e['high']:.4f}" for e in ends))
+    _add_ranks(table, f"  ties {other}", report[other])
+    _add_ranks(table, "  raw", report["raw"])
+    for side, row in report["by_side"].items():
+        _add_ranks(table, side, row)
+    for degree, row in report["by_degree"].items():
+        _add_ranks(table, f"{row['ranks']:,} of degree {degree}", row)
+    if 1 < len(report["by_relation"]) <= 12:
+        for relation, row in report["by_relation"].items():
+            _add_ranks(table, relation, row)
+    return table
+
+
+def sampled_links_table(report: Numbers, split: str) -> Table:
+    """report: of embedsvc.evaluation.sampled."""
+    drawn = f"{report['sampled_candidates']:,} drawn candidates"
+    table = Table(title=f"Estimates from {drawn} of {report['edges']:,} {split} edges, both sides")
+    for column in ("", "estimate", "95 % interval over edges"):
+        table.add_column(column, justify="left" if not column else "right")
+    for name, ends in report["sampled_intervals"].items():
+        table.add_row(name, f"{report[name]:,.4f}", _interval(ends))
+    return table
+
+
+def links_notes(report: Numbers) -> list[str]:
+    """What a table of ranks leaves out, a line each."""
+    notes = []
+    if report["nan_edges"]:
+        notes.append(
+            f"{report['nan_edges']:,} edges have no score, as the vector of an end is not finite: "
+            "they have the last rank. Train again, with a smaller train.lr."
+        )
+    if report.get("nan_candidates"):
+        notes.append(
+            f"{report['nan_candidates']:,} edges were ranked beside a candidate whose vector is "
+            "not finite, which counts as higher."
+        )
+    if report.get("sampled_short"):
+        notes.append(
+            f"{report['sampled_short']:,} ends had fewer drawn candidates than asked for, as most "
+            "complete a known edge"
+        )
+    return notes
+
+
+_SHARES = ("mrr", "hits1", "hits3", "hits10")
+
+
+def _ranks_table(title: str) -> Table:
+    table = Table(title=title)
+    for column in ("", "MRR", "Hits@1", "Hits@3", "Hits@10", "mean rank"):
+        table.add_column(column, justify="left" if not column else "right")
+    return table
+
+
+def _add_ranks(table: Table, name: str, row: Numbers) -> None:
+    shares = [f"{row[share]:.4f}" for share in _SHARES]
+    table.add_row(name, *shares, f"{row['mean_rank']:,.1f}")
+
+
 def _of(report: Numbers) -> str:
     return str(report["relation"])
 

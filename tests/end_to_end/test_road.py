@@ -151,6 +151,22 @@ def test_recommendations_find_the_planted_groups_and_beat_popularity(road: Road)
     assert json.loads(bytes(version.file("metrics.json"))) == found
 
 
+def test_estimates_are_asked_for_by_name_and_stay_beside_exact_ranks(copy: Path, run: Run) -> None:
+    before = (copy / "run/checkpoint/evaluation.json").read_bytes()
+    answer = run(copy, "eval", "graph.toml", "eval.sampled_candidates=20", "eval.recommend=[]")
+    assert answer.returncode == 0, answer.stderr
+    assert "sampled_mrr_estimate" in answer.stdout and "neither published" in answer.stdout
+    assert (copy / "run/checkpoint/evaluation.json").read_bytes() == before
+    found = json.loads((copy / "run/checkpoint/evaluation-of-some.json").read_text())
+    assert "links" not in found and "mrr" not in found["sampled_links"]
+    exact = json.loads(before)["links"]["mrr"]
+    assert found["sampled_links"]["sampled_mrr_estimate"] == pytest.approx(exact, rel=0.2)
+
+    unknown = run(copy, "eval", "graph.toml", "eval.candidates=20")
+    assert unknown.returncode == 2
+    assert "Did you mean sampled_candidates?" in unknown.stderr
+
+
 def test_an_empty_split_is_said_and_counted(copy: Path, run: Run) -> None:
     answer = run(copy, "eval", "graph.toml", "eval.split=valid", "eval.recommend=[]")
     assert answer.returncode == 0, answer.stderr

@@ -213,7 +213,7 @@ def test_small_tiles_and_blocks_change_no_rank(
     trained = make_trained(graphs[3], model, small_integers, small_integers)
     whole = counts_by_name(trained)
     for block, queries, candidates in ((1, 1, 1), (7, 2, 3), (5, 100, 2), (100, 3, 100)):
-        monkeypatch.setattr(links, "_BLOCK_EDGES", block)
+        monkeypatch.setattr(links, "BLOCK_EDGES", block)
         monkeypatch.setattr(links, "_TILE_QUERIES", queries)
         monkeypatch.setattr(links, "_TILE_CANDIDATES", candidates)
         assert counts_by_name(trained) == whole
