@@ -7,39 +7,72 @@ scipy's BLAS, on the thread that asks.
 All weights lie in one array: of each layer, the heads being the last, weights [out, in], then
 biases [out]. Their gradients lie alike.
 
-Letters: B batch, N numbers of all layers, T tasks, W inputs.
+Inputs that are looked up of few ids (slots.Few) stand in no row. What the first layer makes of each
+id is a row of a small table, and rows add up theirs; its slopes are summed by id on the way back.
+
+Letters: B batch, H units of the first layer, M such ids, N numbers of all layers, T tasks, W other
+inputs.
 """
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from embedsvc.compiled import LOOSE_SUMS, jit
 
-BLOCK = 512  # rows: with 144 inputs, units of 256 and 128, and their slopes, 1.5 MB
+BLOCK = 256  # rows: with units of 256 and 128, and their slopes, 1 MB
 
 _jit = jit(**LOOSE_SUMS)
 _inline = jit(inline="always", **LOOSE_SUMS)
 
 
+class Once(NamedTuple):
+    """slots.Few, for a step."""
+
+    starts: Any  # int64 [B + 1]
+    places: Any  # int32, of row b from starts[b] on
+    share: Any  # float32, of each place
+    units: Any  # float32 [M, H]: what each adds to the first layer
+    logit: Any  # float32 [M, T]: and to the logits
+
+
 @_jit
 def learn(  # type: ignore[no-untyped-def]
-    sizes, numbers, first, last, inputs, logit, label, weight, positive, share, room, grads, slope
+    sizes,
+    numbers,
+    once,
+    first,
+    last,
+    inputs,
+    logit,
+    label,
+    weight,
+    positive,
+    share,
+    room,
+    grads,
+    sums,
+    slope,
 ):
     """The gradients of rows first to before last. Returns the summed loss.
 
     sizes: int64, of the inputs, each layer and the heads; numbers: float32 [N].
     inputs: float32 [B, W], **replaced by the gradient** of share * loss by them.
-    logit: float32 [B, T], what else adds to the logits; label: 0, 1 or NaN, which is not known.
+    logit: float32 [B, T], what else adds to the logits, **mutated**; label: 0, 1 or NaN: not known.
     positive: float32 [T], what a label of 1 counts. room: float32, room_for(sizes).
     grads: float32 [N], written: of share * loss. slope: [B, T], written: of the loss by logits.
+    sums: float32 [M, H + T + 1], written: over the rows that have an id, of share * loss by what it
+    adds to the first layer, of `slope`, and of 1.
     """
     grads[:] = 0
+    sums[:] = 0
     total = 0.0
     for start in range(first, last, BLOCK):
         end = min(start + BLOCK, last)
         x = inputs[start:end]
-        _forth(sizes, numbers, x, room)
+        _forth(sizes, numbers, once, start, x, room)
+        _add_logits(once, start, end, logit)
         total += _score(
             sizes,
             numbers,
@@ -51,7 +84,7 @@ def learn(  # type: ignore[no-untyped-def]
             positive,
             slope[start:end],
         )
-        _back(sizes, numbers, x, room, slope[start:end], share, grads)
+        _back(sizes, numbers, once, start, x, room, slope[start:end], share, grads, sums)
     return total
 
 
@@ -84,15 +117,27 @@ def _weights(sizes, layer, numbers):  # type: ignore[no-untyped-def]
 
 
 @_jit
-def _forth(sizes, numbers, x, room):  # type: ignore[no-untyped-def]
+def _forth(sizes, numbers, once, start, x, room):  # type: ignore[no-untyped-def]
     """The units of all hidden layers."""
     for layer in range(len(sizes) - 2):
         weights, bias = _weights(sizes, layer, numbers)
         units = _units(sizes, layer, x, room)
         np.dot(_units(sizes, layer - 1, x, room), weights.T, units)
         for b in range(units.shape[0]):
+            if layer == 0:
+                for place in range(once.starts[start + b], once.starts[start + b + 1]):
+                    line, counts = once.units[once.places[place]], once.share[place]
+                    for h in range(units.shape[1]):
+                        units[b, h] += counts * line[h]
             for h in range(units.shape[1]):
                 units[b, h] = max(units[b, h] + bias[h], np.float32(0))
+
+
+@_jit
+def _add_logits(once, start, end, logit):  # type: ignore[no-untyped-def]
+    for b in range(start, end):
+        for place in range(once.starts[b], once.starts[b + 1]):
+            logit[b] += once.logit[once.places[place]]
 
 
 @_jit
@@ -120,7 +165,7 @@ def _score(sizes, numbers, x, room, logit, label, weight, positive, slope):  # t
 
 
 @_jit
-def _back(sizes, numbers, x, room, slope, share, grads):  # type: ignore[no-untyped-def]
+def _back(sizes, numbers, once, start, x, room, slope, share, grads, sums):  # type: ignore[no-untyped-def]
     """Add to all gradients; x: replaced by those of the inputs."""
     rows, last = len(x), len(sizes) - 2
     hidden = sizes[1:-1]
@@ -151,6 +196,7 @@ def _back(sizes, numbers, x, room, slope, share, grads):  # type: ignore[no-unty
         to_weights += product
         if layer == 0:
             np.dot(slopes, weights, x)
+            _sum_by_id(once, start, slopes, slope, sums)
         else:
             at = spare if (last - 1 - layer) % 2 == 0 else begin
             beneath = room[at : at + rows * weights.shape[1]].reshape(rows, weights.shape[1])
@@ -159,28 +205,42 @@ def _back(sizes, numbers, x, room, slope, share, grads):  # type: ignore[no-unty
 
 
 @_jit
-def adagrad(value, grads, total, lr):  # type: ignore[no-untyped-def]
-    """torch.optim.Adagrad's step. value, total: float32 [n], mutated; grads: [threads, n], summed
-    into the first."""
-    for thread in range(1, grads.shape[0]):
-        grads[0] += grads[thread]
+def _sum_by_id(once, start, slopes, slope, sums):  # type: ignore[no-untyped-def]
+    units, tasks = slopes.shape[1], slope.shape[1]
+    for b in range(slopes.shape[0]):
+        for place in range(once.starts[start + b], once.starts[start + b + 1]):
+            own, counts = sums[once.places[place]], once.share[place]
+            for h in range(units):
+                own[h] += counts * slopes[b, h]
+            for t in range(tasks):
+                own[units + t] += slope[b, t]
+            own[units + tasks] += 1
+
+
+@_jit
+def multiply(left, right, out):  # type: ignore[no-untyped-def]
+    """As np.dot, on this thread."""
+    np.dot(left, right, out)
+
+
+@_jit
+def adagrad(value, grad, total, lr):  # type: ignore[no-untyped-def]
+    """torch.optim.Adagrad's step. value, total: float32 [n], mutated; grad: [n]."""
     for i in range(value.size):
-        g = grads[0, i]
+        g = grad[i]
         total[i] += g * g
         value[i] -= lr * g / (np.sqrt(total[i]) + np.float32(1e-10))
 
 
 @_jit
-def adam(value, grads, mean, square, lr, step):  # type: ignore[no-untyped-def]
+def adam(value, grad, mean, square, lr, step):  # type: ignore[no-untyped-def]
     """torch.optim.Adam's step number `step`, with its usual betas. value, mean, square: float32
-    [n], mutated; grads: [threads, n], summed into the first."""
-    for thread in range(1, grads.shape[0]):
-        grads[0] += grads[thread]
+    [n], mutated; grad: [n]."""
     rate = np.float32(lr / (1 - 0.9**step))
     scale = np.float32(1 / np.sqrt(1 - 0.999**step))
     keep, keep_square = np.float32(0.9), np.float32(0.999)
     for i in range(value.size):
-        g = grads[0, i]
+        g = grad[i]
         mean[i] += (np.float32(1) - keep) * (g - mean[i])
         square[i] = keep_square * square[i] + (np.float32(1) - keep_square) * g * g
         value[i] -= rate * mean[i] / (scale * np.sqrt(square[i]) + np.float32(1e-8))

@@ -120,6 +120,14 @@ def learn(  # type: ignore[no-untyped-def]
             for t in range(tasks):
                 slopes[u, t] += slope[b, t]
             seen[u] += 1
+    learn_rows(distinct, sums, slopes, seen, table, noise, update, decay, wide, ftrl)
+
+
+@_jit
+def learn_rows(distinct, sums, slopes, seen, table, noise, update, decay, wide, ftrl):  # type: ignore[no-untyped-def]
+    """As `learn`, of distinct ids [U] by their sums: float32 [U, D], mutated, of embeddings'
+    gradients; [U, T], of logits' slopes; [U], how often they stand in the batch."""
+    dim, tasks, count = table.values.shape[1], wide.shape[1], distinct.size
     nothing = np.empty(0, np.float32)
     for u in range(count):
         if u + _AHEAD < count:
@@ -135,6 +143,18 @@ def learn(  # type: ignore[no-untyped-def]
             update_row(table, update, row, sums[u], nothing)
         for t in range(tasks):
             learn_weight(wide[row, t], slopes[u, t], ftrl)
+
+
+@_jit
+def list_places(ids, column, offsets, begin, ends, places, share):  # type: ignore[no-untyped-def]
+    """Add a slot's ids, from `begin` on, to the lists of rows; ends: int64 [B], of the lists,
+    moved. places: int32 and share: float32, written: what each counts in its slot's mean."""
+    for b in range(ends.size):
+        first, last = offsets[b], offsets[b + 1]
+        for place in range(first, last):
+            places[ends[b]] = begin + ids[place, column]
+            share[ends[b]] = np.float32(1) / np.float32(last - first)
+            ends[b] += 1
 
 
 @_jit

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embedsvc.outputs.sparse import ROW_OPTIMIZERS, Floats, Workspace
-from embedsvc.ranking.layers import Layers
-from embedsvc.ranking.slots import Ftrl, SlotTables
+from embedsvc.ranking.layers import Layers, Slopes
+from embedsvc.ranking.slots import Few, Ftrl, SlotTables
 from partitions.errors import ConfigError, DataError
 from partitions.features import Encoded, Layout
 
@@ -155,11 +155,21 @@ class WideDeep(nn.Module):
             found: Tensor = self.body(inputs)
         return logits + found
 
-    def _inputs(self, batch: Encoded, space: Workspace | None = None) -> tuple[Tensor, Floats]:
-        """What the body reads, [B, W + M], and the wide part's logits. space: for the former."""
+    def _few(self, batch: Encoded) -> Few | None:
+        """The slots whose ids the written-out step looks up once each."""
+        if self.fast is None:
+            return None
+        return self.slots.few(batch, training=self.training, others=len(self._deep_dense))
+
+    def _inputs(
+        self, batch: Encoded, space: Workspace | None = None, few: Few | None = None
+    ) -> tuple[Tensor, Floats]:
+        """What the body reads, [B, W + M], and the wide part's logits, both without those of `few`.
+        space: for the former."""
         width, space = self.slots.width, space or Workspace()
+        width -= sum(table.dim for table in few.tables) if few is not None else 0
         inputs = space.floats("inputs", len(batch), width + len(self._deep_dense))
-        _, logit = self.slots.look_up(batch, training=self.training, out=inputs)
+        _, logit = self.slots.look_up(batch, training=self.training, out=inputs, few=few)
         ftrl = self.wide.ftrl
         if len(self._wide_dense):
             numbers = batch.dense[:, self._wide_dense]
@@ -176,33 +186,38 @@ class WideDeep(nn.Module):
         label_BT: 0, 1 or NaN: not known. Raises DataError where numbers overflow; then no slot has
         learnt from the batch.
         """
-        inputs, logit = self._inputs(batch, self._space)
-        loss, gradient, slopes = self._learn_layers(inputs, logit, label_BT, weight_B)
-        self.slots.learn(batch, gradient, slopes, self.deep.row_lr, self.deep.decay)
-        self._learn_numbers(batch.dense[:, self._wide_dense], slopes)
-        return loss
+        few, (lr, decay) = self._few(batch), (self.deep.row_lr, self.deep.decay)
+        inputs, logit = self._inputs(batch, self._space, few)
+        gradient, found = self._learn_layers(inputs, logit, label_BT, weight_B, few)
+        self.slots.learn(batch, gradient, found.logit, lr, decay, few)
+        if few is not None:
+            decay /= len(batch)
+            self.slots.learn_few(few, found.few, found.few_logit, found.few_seen, lr, decay)
+        self._learn_numbers(batch.dense[:, self._wide_dense], found.logit)
+        return found.loss / max(len(batch), 1)
 
     def learn_layers(self, batch: Encoded, label_BT: Floats, weight_B: Floats) -> float:
         """The same, of the layers alone: all else stays as it is."""
-        inputs, logit = self._inputs(batch, self._space)
-        return self._learn_layers(inputs, logit, label_BT, weight_B)[0]
+        few = self._few(batch)
+        inputs, logit = self._inputs(batch, self._space, few)
+        _, found = self._learn_layers(inputs, logit, label_BT, weight_B, few)
+        return found.loss / max(len(batch), 1)
 
     def _learn_layers(
-        self, inputs: Tensor, logit: Floats, label_BT: Floats, weight_B: Floats
-    ) -> tuple[float, Floats, Floats]:
-        """(mean loss, its slope by the inputs [B, W + M], the summed loss's by logits [B, T])"""
-        num = max(len(label_BT), 1)
+        self, inputs: Tensor, logit: Floats, label_BT: Floats, weight_B: Floats, few: Few | None
+    ) -> tuple[Floats, Slopes]:
+        """(slope of the mean loss by the inputs [B, W + M], the other slopes)"""
         if self.fast is None:
             return self._learn_by_autograd(inputs, logit, label_BT, weight_B)
-        gradient = inputs.numpy()
-        loss, slopes = self.fast.slope(gradient, logit, label_BT, weight_B, self.positive_weight)
-        _check(loss)
+        gradient, positive = inputs.numpy(), self.positive_weight
+        found = self.fast.slope(gradient, logit, label_BT, weight_B, positive, few)
+        _check(found.loss)
         self.fast.update()
-        return loss / num, gradient, slopes
+        return gradient, found
 
     def _learn_by_autograd(
         self, inputs: Tensor, logit: Floats, label_BT: Floats, weight_B: Floats
-    ) -> tuple[float, Floats, Floats]:
+    ) -> tuple[Floats, Slopes]:
         """The same."""
         inputs.requires_grad_()
         with torch.enable_grad():
@@ -217,7 +232,8 @@ class WideDeep(nn.Module):
             deep.backward(slope / num)
             self.optimizer.step()
         gradient = np.empty((num, 0), np.float32) if inputs.grad is None else inputs.grad.numpy()
-        return loss / num, gradient, slope.numpy()
+        none = np.empty(0, np.float32)
+        return gradient, Slopes(loss, slope.numpy(), [], none, none)
 
     def _learn_numbers(self, numbers: Floats, slopes: Floats) -> None:
         if len(self._wide_dense):

@@ -9,6 +9,7 @@ from embedsvc.outputs.sparse import ROW_OPTIMIZERS
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import Encoding
 from embedsvc.ranking.layer_kernels import room_for
+from embedsvc.ranking.slots import FEW
 from embedsvc.ranking.trained import described
 from embedsvc.training.room import refusal
 from partitions.errors import ConfigError
@@ -71,11 +72,15 @@ def plan_ranker(
     layout = features.layout
     width = _width(layout, config)
     hidden = sum(config.deep.hidden) if config.deep.enabled else 0
-    # Inputs and their gradients, units before and after ReLU and their gradients.
-    batch = config.batch_size * 4 * (4 * width + 4 * hidden + 4 * tasks + 2 * len(layout.slots))
-    if _written_out(config):  # of a block in place of all, but of each thread's
-        batch -= config.batch_size * 4 * (2 * width + 4 * hidden)
-        batch += 4 * threads * room_for([width, *config.deep.hidden, tasks])
+    batch = 2 * config.batch_size * (tasks + len(layout.slots))
+    if _written_out(config):  # inputs; of each thread, the units of a block and of few ids
+        units = config.deep.hidden[0] + tasks + 1
+        few = sum(slot.size for slot in layout.slots if slot.size <= config.batch_size // FEW)
+        batch += config.batch_size * (width + 2 * tasks + 3 * len(layout.slots))
+        batch += threads * room_for([width, *config.deep.hidden, tasks])
+        batch += (threads + 2) * few * units
+    else:  # inputs and their gradients, units before and after ReLU and their gradients
+        batch += config.batch_size * (4 * width + 4 * hidden + 2 * tasks)
     rows = min(window_rows, encoding.num_rows)
     # A byte an id of the largest slot, and the numbers of those that were met.
     largest = max((slot.size for slot in layout.slots), default=0)
@@ -83,7 +88,7 @@ def plan_ranker(
         tables=_tables(layout, config),
         layers=_layers(layout, config, threads),
         window=int(_COPIES * rows * encoding.bytes_a_row),
-        batch=batch,
+        batch=4 * batch,
         commit=largest + 8 * min(largest, encoding.num_rows),
         vocabularies=_vocabularies(features),
         start=_start(config.start_from) if config.start_from is not None else 0,
