@@ -8,9 +8,9 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import onnxruntime
 import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
@@ -30,6 +30,9 @@ from embedsvc.training.askers import known_before
 from partitions.errors import DataError
 from partitions.graph import Graph, slots_of
 from partitions.published import TOWER, PublishedRelation, PublishedVersion
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 _TILE_QUERIES = 512
 _TILE_CANDIDATES = 4_096  # a tile of scores: 8 MB
@@ -135,7 +138,7 @@ class OfVersion:
 class _Tower:
     """tower.onnx, and what each lhs had."""
 
-    session: onnxruntime.InferenceSession
+    session: "onnxruntime.InferenceSession"
     histories: Sequences  # of the graph's ids
     rhs_row: Ids  # of each of these: its row in the version, or -1
 
@@ -156,6 +159,8 @@ class _Tower:
                 f"{version.name} has no {TOWER}, and its vectors of {relation.lhs} are made of all "
                 "events, of those held out too: judge the checkpoint with embedsvc eval."
             )
+        import onnxruntime  # 17 MB, which trainers, who import this module, do without
+
         session = onnxruntime.InferenceSession(
             bytes(version.file(TOWER)), providers=["CPUExecutionProvider"]
         )
