@@ -15,6 +15,7 @@ as Heaps' law gives, by which distinct keys grow with a power of the rows.
 """
 
 import os
+import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -31,7 +32,7 @@ from partitions.delimited import BLOCK_BYTES
 from partitions.errors import ConfigError
 from partitions.graph import Graph
 from partitions.holdout import needs_number, way_of
-from partitions.memory import available_bytes
+from partitions.memory import PANDAS_BYTES, available_bytes
 from partitions.sources import InputFile
 
 _SLOT_BYTES = 24
@@ -177,7 +178,7 @@ def _plan(
     if way.name == "lhs":
         choosing += int(8 * (config.holdout.valid + config.holdout.test) * num_edges)
     plan = ImportPlan(
-        code=_resident_bytes(),
+        code=_resident_bytes() + PANDAS_BYTES * ("pandas" not in sys.modules),
         dictionaries=sum(tables.values()) + max(tables.values()) // 2 + sum(texts.values()),
         pass_1=int(_BATCHES * batch_bytes + reader_bytes + max(reading, noting)),
         pass_2=int(

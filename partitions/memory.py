@@ -3,7 +3,11 @@
 import os
 import resource
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+
+# Where pandas is installed, pyarrow loads it with the first array that it makes: 56 MB as measured.
+PANDAS_BYTES = 60_000_000 if find_spec("pandas") else 0
 
 
 def available_bytes(limit_mb: int | None = None) -> int:

@@ -16,7 +16,7 @@ from embedsvc.training.events import SEQUENCES, Histories, relation_of
 from embedsvc.training.room import refusal
 from partitions.errors import ConfigError
 from partitions.graph import Graph, slots_of
-from partitions.memory import available_bytes
+from partitions.memory import PANDAS_BYTES, available_bytes
 from partitions.schema import RelationType
 
 # As measured: interpreter and libraries 400 MB, compiled kernels 100. The first run compiles them,
@@ -37,7 +37,7 @@ class OutputPlan:
     index: int
     batch: int
     commit: int
-    process: int = _PROCESS_BYTES
+    process: int = _PROCESS_BYTES + PANDAS_BYTES
     evaluation: int = 0  # at the end of an epoch, where early stopping asks for it
     mapped: bool = False  # rows are in files, and not in the total
 

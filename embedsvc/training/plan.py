@@ -16,7 +16,7 @@ from embedsvc.graph.products import fast_bfloat16, room_bytes
 from embedsvc.training import room
 from partitions.errors import ConfigError
 from partitions.graph import Graph
-from partitions.memory import available_bytes
+from partitions.memory import PANDAS_BYTES, available_bytes
 from partitions.schema import SPLITS, Bucket, Slot
 
 _PROCESS_BYTES = 440_000_000  # interpreter and libraries: 425 to 445 MB where it was measured
@@ -32,7 +32,7 @@ class MemoryPlan:
     prefetch: int  # tables loaded ahead, or on their way out
     edges: int
     batch: int
-    process: int = _PROCESS_BYTES
+    process: int = _PROCESS_BYTES + PANDAS_BYTES
     evaluation: int = 0  # at the end of an epoch, where early stopping asks for it
     device: int = 0  # of a GPU's own memory, which is not in the total
 

@@ -14,6 +14,7 @@ from embedsvc.ranking.trained import described
 from embedsvc.training.room import refusal
 from partitions.errors import ConfigError
 from partitions.features import Features, Layout, Slot
+from partitions.memory import PANDAS_BYTES
 
 _PROCESS_BYTES = 575_000_000  # interpreter, libraries and compiled kernels, as measured
 _COPIES = 4  # of a window: as read, of which the file's pages count, end to end, and shuffled
@@ -32,7 +33,7 @@ class RankerPlan:
     commit: int  # which ids were met
     vocabularies: int
     start: int  # the model of start_from, which is dropped before the first window is read
-    process: int = _PROCESS_BYTES
+    process: int = _PROCESS_BYTES + PANDAS_BYTES
 
     @property
     def total(self) -> int:
