@@ -16,7 +16,7 @@ from partitions.errors import ConfigError
 from partitions.features import Features, Layout, Slot
 from partitions.memory import PANDAS_BYTES
 
-_PROCESS_BYTES = 575_000_000  # interpreter, libraries and compiled kernels, as measured
+_PROCESS_BYTES = 515_000_000  # interpreter, libraries and compiled kernels, as measured
 _COPIES = 4  # of a window: as read, of which the file's pages count, end to end, and shuffled
 _VALUE_BYTES = 100  # of a vocabulary: its text, its fingerprint and where it stands
 _HELD = {"adagrad": 2, "adam": 3}  # weights, and the optimizer's state
