@@ -180,6 +180,34 @@ def publish(config: Config, overrides: Overrides = None) -> None:
     _road(config, overrides).publish()
 
 
+def compare(
+    config: Config,
+    old: Annotated[
+        str,
+        typer.Argument(
+            help="A version's name, its folder, or a run's TOML file: its live version.",
+            show_default=False,
+        ),
+    ],
+    new: Annotated[str, typer.Argument(help="Another one.", show_default=False)],
+    overrides: Overrides = None,
+    relation: Annotated[
+        list[str] | None,
+        typer.Option("--relation", help="Whose lists; may be repeated.", show_default=False),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="HTML file; unset: beside the versions.", show_default=False),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="All of it as the last line.")] = False,
+) -> None:
+    """Two published versions side by side: metrics on the held-out split, churn, entities, files.
+
+    Example: `embedsvc compare shop.toml v000003 v000004`
+    """
+    _road(config, overrides).compare(old, new, relation or [], to, as_json=json)
+
+
 def run(config: Config, overrides: Overrides = None) -> None:
     """The whole road: import, train, eval, publish. What is done already is not done again.
 

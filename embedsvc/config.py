@@ -376,6 +376,8 @@ class EvalConfig(Table):
     """Rank a seeded sample of the split's edges (said in the report); unset: all."""
     classify: ClassifyConfig | None = None
     """Labels of entities to tell from their vectors; unset: none."""
+    report: bool = True
+    """Write evaluation.html, too: intervals, curves, neighbours, maps, what changed."""
 
 
 class PublishConfig(Table):

@@ -267,7 +267,7 @@ def scatter(title: str, points: Sequence[Point], names: Sequence[str] = ()) -> s
     drawn = "".join(
         f'<circle class="{"s0" if p.colour is None else f"s{p.colour % NUM_COLOURS}"}" '
         f'cx="{(p.x - middle[0]) * scale + width / 2:.1f}" '
-        f'cy="{(middle[1] - p.y) * scale + height / 2:.1f}" r="{2.5 + 4.5 * p.weight:.1f}" '
+        f'cy="{(middle[1] - p.y) * scale + height / 2:.1f}" r="{2 + 4 * p.weight:.1f}" '
         f'data-key="{escaped(p.key)}"><title>{escaped(p.label)}</title></circle>'
         for p in sorted(points, key=lambda p: -p.weight)
     )
@@ -355,10 +355,13 @@ _STYLE = """
     --s6: #dcb64a; --s7: #a3abb8; }
 }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  max-width: 52rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 58rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 1.8rem 0 .3rem; }
-h3 { font-size: .95rem; margin: 1.2rem 0 .2rem; } p { margin: .4rem 0; color: var(--soft); }
-svg { display: block; width: 100%; height: auto; font-size: 11px; }
+h3 { font-size: .95rem; margin: 1.2rem 0 .2rem; }
+h4 { font-size: .85rem; font-weight: 600; margin: .8rem 0 .1rem; overflow-wrap: anywhere; }
+p { margin: .4rem 0; color: var(--soft); }
+svg { display: block; width: 100%; max-width: 44rem; height: auto; font-size: 11px; }
+.map svg { max-width: none; }
 svg text { fill: var(--soft); } .grid { stroke: var(--rule); } .zero { stroke: var(--soft); }
 polyline { fill: none; stroke-width: 2; } .reach { stroke: var(--s0); stroke-width: 2; }
 .diagonal { stroke: var(--soft); stroke-dasharray: 4 4; } rect { fill: var(--s0); }
@@ -366,6 +369,7 @@ polyline { fill: none; stroke-width: 2; } .reach { stroke: var(--s0); stroke-wid
 table { border-collapse: collapse; } .wide { overflow-x: auto; }
 th { text-align: left; font-weight: 500; }
 th[scope=row] { max-width: 24rem; overflow-wrap: anywhere; unicode-bidi: isolate; }
+.numbers th:first-child { min-width: 7rem; } .wide .numbers th:first-child { min-width: 13rem; }
 th, td { padding: .15rem .9rem .15rem 0; border-bottom: 1px solid var(--rule);
   vertical-align: top; unicode-bidi: isolate; }
 .numbers td { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }

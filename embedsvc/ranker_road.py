@@ -190,6 +190,31 @@ class RankerRoad:
             f"agree, {time.perf_counter() - start:.1f} s"
         )
 
+    def compare(
+        self, old: str, new: str, relations: list[str], to: Path | None, *, as_json: bool = False
+    ) -> None:
+        from embedsvc.evaluation import compare_page
+        from embedsvc.evaluation.compare import compare_rankers, opened
+        from embedsvc.training.ranker import check_files
+
+        if relations:
+            raise ConfigError(f"{self.settings.name}: [ranker] has no relations: leave --relation.")
+        split = self.settings.table("eval", EvalConfig).split
+        if not getattr(self.config, split):
+            raise ConfigError(
+                f"{self.settings.name}: [eval] split = {split!r}, but ranker.{split} names no "
+                "rows: set it, or choose another split."
+            )
+        check_files(self.config, [split])
+        before, after = opened(self.published, old), opened(self.published, new)
+        with rows_bar(self.console) as bar:
+            task = bar.add_task("compare", total=None)
+            found = compare_rankers(
+                before, after, self.config, split, lambda rows: bar.advance(task, rows)
+            )
+        path = to or self.published / f"compare-{before.name}-{after.name}.html"
+        compare_page.show(found, self.console, path, as_json=as_json)
+
     def _evaluation_of(self, trained: "TrainedRanker") -> dict[str, Any]:
         """Of exactly this checkpoint, calibrated as it is; empty where it was not evaluated."""
         path = self.folders.checkpoint / EVALUATION

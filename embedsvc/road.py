@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -37,6 +38,7 @@ from partitions.validation import SCHEMA
 
 if TYPE_CHECKING:
     from embedsvc.edge_ids import EdgeIds
+    from embedsvc.evaluation.links import LinkRanks
     from embedsvc.evaluation.lists import Asked, Judged
     from embedsvc.evaluation.nodes import Labels
     from embedsvc.evaluation.served import Client
@@ -291,12 +293,14 @@ class Road:
         if config.max_edges is not None and len(edges) > config.max_edges:
             edges = sample(edges, config.max_edges)
             result["sampled_from"] = trained.graph.num_edges(config.split)
+        ranked, lists = None, {}
         if config.links:
-            result |= self._evaluate_links(trained, edges, config)
+            measured, ranked = self._evaluate_links(trained, edges, config)
+            result |= measured
             for found in (result[name] for name in ("links", "sampled_links") if name in result):
                 found["other_relations"] = other_relations
         for relation in recommend:
-            self._evaluate_lists(trained, relation, config, result, client)
+            lists[relation] = self._evaluate_lists(trained, relation, config, result, client)
         if labels is not None and config.classify is not None:
             self._classify(trained, labels, config.classify, result)
         result["seconds"] = round(time.perf_counter() - start, 2)
@@ -312,6 +316,8 @@ class Road:
             self._say(f"eval: {path} stays, which is of all edges")
             path = path.with_name(EVALUATION_OF_SOME)
         durable.write_json(path, durable.without_nan(result))
+        if config.report and through is None:
+            self._write_report(path.with_suffix(".html"), trained, result, lists, ranked)
         return result
 
     def _labels(self, config: EvalConfig, trained: "Trained") -> "Labels | None":
@@ -350,7 +356,8 @@ class Road:
 
     def _evaluate_links(
         self, trained: "Trained", edges: "EdgeIds", config: EvalConfig
-    ) -> dict[str, Any]:
+    ) -> "tuple[dict[str, Any], tuple[LinkRanks, NDArray[np.int64]] | None]":
+        """What is stored; where all candidates were ranked, the ranks and train_degrees."""
         from embedsvc.evaluation import tables
         from embedsvc.evaluation.links import rank_links, report, train_degrees
         from embedsvc.evaluation.sampled import sample_links
@@ -359,7 +366,8 @@ class Road:
         name = "links" if sampled is None else "sampled_links"
         if not len(edges):
             self._say(f"eval: the {config.split} split has no edges to rank")
-            return {name: {"edges": 0}}
+            return {name: {"edges": 0}}, None
+        ranked = None
         with rows_bar(self.console, "scores") as bar:
             task = bar.add_task("eval links", total=None)
             scored = partial(bar.advance, task)
@@ -368,12 +376,29 @@ class Road:
             else:
                 degrees = train_degrees(trained, edges)
                 relations = [relation.name for relation in trained.graph.relations]
-                found = report(rank_links(trained, edges, scored), relations, degrees, config.ties)
+                ranked = (rank_links(trained, edges, scored), degrees)
+                found = report(ranked[0], relations, degrees, config.ties)
         table = tables.links_table if sampled is None else tables.sampled_links_table
         self.console.print(table(found, config.split))
         for line in tables.links_notes(found):
             self._say(f"eval: {line}")
-        return {name: found}
+        return {name: found}, ranked
+
+    def _write_report(
+        self,
+        path: Path,
+        trained: "Trained",
+        result: dict[str, Any],
+        lists: "dict[str, tuple[Asked, Judged]]",
+        ranked: "tuple[LinkRanks, NDArray[np.int64]] | None",
+    ) -> None:
+        from embedsvc.evaluation import report
+
+        start = time.perf_counter()
+        found = report.Evaluated(trained, result, lists, ranked)
+        report.write(path, f"Evaluation of {self.folders.dir}", found, self.folders.published)
+        seconds = time.perf_counter() - start
+        self._say(f"eval: figures, curves, neighbours and maps in {path}, {seconds:.1f} s")
 
     def _evaluate_lists(
         self,
@@ -382,7 +407,7 @@ class Road:
         config: EvalConfig,
         result: dict[str, Any],
         client: "Client | None",
-    ) -> None:
+    ) -> "tuple[Asked, Judged]":
         from embedsvc.evaluation.lists import Asked, judge
         from embedsvc.evaluation.recommend import report_of
         from embedsvc.evaluation.sources import OfCheckpoint
@@ -399,6 +424,7 @@ class Road:
         if client is not None and len(asked):
             found = self._judge_server(trained, relation, client, exact, asked)
             result.setdefault("through", {})[relation] = found
+        return asked, exact
 
     def _judge_server(
         self, trained: "Trained", relation: str, client: "Client", exact: "Judged", asked: "Asked"
@@ -532,6 +558,24 @@ class Road:
             f"publish: {manifest.version} in {self.folders.published} is live: "
             f"{size / 1e6:,.1f} MB, golden queries agree, {time.perf_counter() - start:.1f} s"
         )
+
+    def compare(
+        self, old: str, new: str, relations: list[str], to: Path | None, *, as_json: bool = False
+    ) -> None:
+        from embedsvc.evaluation import compare_page
+        from embedsvc.evaluation.compare import compare, opened
+
+        root, config = self.folders.published, self.settings.table("eval", EvalConfig)
+        before, after = opened(root, old), opened(root, new)
+        with rows_bar(self.console, "lists") as bar:
+            task = bar.add_task("compare", total=None)
+            found = compare(
+                *(before, after, self._graph(), config.split, config.k),
+                relations or config.recommend,
+                lambda answered: bar.advance(task, answered),
+            )
+        path = to or root / f"compare-{before.name}-{after.name}.html"
+        compare_page.show(found, self.console, path, as_json=as_json)
 
     def _is_live(self, settings: dict[str, Any], metrics: dict[str, Any], graph: str) -> bool:
         """Whether the live version is whole and was made of these; metrics name the checkpoint,

@@ -16,7 +16,7 @@ from partitions.errors import InputError
 
 _ORDER = (
     *("import", "validate", "inspect", "plan", "train", "eval", "recommend-all"),
-    *("export", "publish", "run"),
+    *("export", "publish", "compare", "run"),
     *("serve", "query"),
 )  # the road's order
 

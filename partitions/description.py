@@ -30,11 +30,11 @@ class TypeDescription:
 
 
 def describe_types(graph: Graph, num_hubs: int = 10) -> list[TypeDescription]:
-    degrees = _degrees(graph)
+    degrees = degrees_of(graph)
     return [_describe(graph, name, degrees[name], num_hubs) for name in graph.entity_types]
 
 
-def _degrees(graph: Graph) -> dict[str, NDArray[np.int64]]:
+def degrees_of(graph: Graph) -> dict[str, NDArray[np.int64]]:
     """Entity type -> int64 [entities] by id."""
     degrees = {name: np.zeros(graph.num_entities(name), np.int64) for name in graph.entity_types}
     for split in SPLITS:

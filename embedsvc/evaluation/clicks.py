@@ -95,9 +95,12 @@ def _auc_sorted(tie: NDArray[np.int64], label: Floats, weight: Floats) -> float:
 
 def log_loss(clicks: Clicks) -> float:
     """Mean of -log of what was said of what happened, clipped by CLIPPED."""
-    said = np.clip(clicks.probability, CLIPPED, 1 - CLIPPED)
-    each = -np.where(clicks.label > 0, np.log(said), np.log1p(-said))
-    return float(np.average(each, weights=clicks.weight))
+    return float(np.average(_losses(clicks.probability, clicks.label), weights=clicks.weight))
+
+
+def _losses(probability: Floats, label: Floats) -> Floats:
+    said = np.clip(probability, CLIPPED, 1 - CLIPPED)
+    return np.asarray(-np.where(label > 0, np.log(said), np.log1p(-said)))
 
 
 @dataclass(frozen=True)
@@ -144,6 +147,12 @@ def ece(clicks: Clicks, bins: int = _BINS) -> float:
 def gauc(clicks: Clicks) -> tuple[float, int]:
     """Mean AUC of each user's own rows, weighted by their number; users whose labels are all alike
     have none. Returns how many had one as well."""
+    found, rows = auc_by_user(clicks)
+    return (float(np.average(found, weights=rows)) if len(rows) else float("nan")), len(rows)
+
+
+def auc_by_user(clicks: Clicks) -> tuple[Floats, NDArray[np.int64]]:
+    """The AUC of each user's own rows, and how many they are; of users with both labels."""
     assert clicks.user is not None
     order = np.lexsort((clicks.probability, clicks.user))
     score, user = clicks.probability[order], clicks.user[order]
@@ -158,9 +167,7 @@ def gauc(clicks: Clicks) -> tuple[float, int]:
     won = np.add.reduceat(clicked * (below + rest / 2), starts)
     pairs = np.add.reduceat(clicked, starts) * np.add.reduceat(rest, starts)
     rows = np.diff(first, append=len(user))[pairs > 0]
-    if not len(rows):
-        return float("nan"), 0
-    return float(np.average(won[pairs > 0] / pairs[pairs > 0], weights=rows)), len(rows)
+    return won[pairs > 0] / pairs[pairs > 0], rows
 
 
 def paired_auc(
@@ -191,5 +198,36 @@ def paired_auc(
     less = found[:, :1] - found
     return (
         [Interval.of(column[0], column[1:]) for column in found.T],
+        [Interval.of(column[0], column[1:]) for column in less.T[1:]],
+    )
+
+
+def paired_log_loss(
+    said: Sequence[Floats],
+    label: Floats,
+    user: NDArray[np.int64],
+    draws: int = 200,
+    seed: int = 0,
+    weight: Floats | None = None,
+) -> tuple[list[Interval], list[Interval]]:
+    """The log loss of each model's probabilities, and the first one's less each other's, over the
+    users that paired_auc draws by the same seed."""
+    _, who = np.unique(user, return_inverse=True)
+    num_users = int(who.max()) + 1
+    weight = np.ones(len(label)) if weight is None else weight
+    sums = np.stack(
+        [np.bincount(who, weight * _losses(one, label), num_users) for one in said], axis=1
+    )
+    counts = np.bincount(who, weight, num_users)
+    rng = np.random.default_rng(seed)
+    found = [sums.sum(axis=0) / counts.sum()]
+    for _ in range(draws):
+        times = np.bincount(rng.integers(0, num_users, num_users), minlength=num_users)
+        total = times @ counts
+        found.append(times @ sums / total if total else np.full(len(said), np.nan))
+    drawn = np.stack(found)
+    less = drawn[:, :1] - drawn
+    return (
+        [Interval.of(column[0], column[1:]) for column in drawn.T],
         [Interval.of(column[0], column[1:]) for column in less.T[1:]],
     )

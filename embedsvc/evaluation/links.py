@@ -112,11 +112,10 @@ class LinkRanks:
 
         degrees: int64 [2, edges], see `train_degrees`.
         """
-        ranks = self.both(ties)
-        band = np.searchsorted(_DEGREE_FIRST, degrees, side="right") - 1
+        ranks, bands = self.both(ties), bands_of(degrees)
         return {
-            _band_name(at): {"ranks": int(np.sum(band == at))} | summary(ranks[band == at])
-            for at in np.unique(band).tolist()
+            name: {"ranks": int(np.sum(band))} | summary(ranks[band])
+            for name, band in bands.items()
         }
 
     def intervals(self, ties: Ties = "pessimistic") -> dict[str, Interval]:
@@ -181,6 +180,12 @@ def report(
         "nan_edges": ranks.num_unscored,
         "nan_candidates": ranks.num_beside_unscored,
     }
+
+
+def bands_of(degrees: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """By the name of each band that any of these is in: which are."""
+    band = np.searchsorted(_DEGREE_FIRST, degrees, side="right") - 1
+    return {_band_name(at): band == at for at in np.unique(band).tolist()}
 
 
 def _band_name(at: int) -> str:

@@ -11,7 +11,7 @@ Letters: Q askers, N entities of the rhs type, K places.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple, Protocol
 
@@ -87,6 +87,13 @@ class Asked:
     def __len__(self) -> int:
         return len(self.lhs)
 
+    def take(self, rows: Ids) -> "Asked":
+        """Some of those who are asked about; rows ascending."""
+        left = {
+            name: getattr(self, name)[rows] for name in ("lhs", "goals", "left_out", "num_known")
+        }
+        return replace(self, **left)
+
     @cached_property
     def num_goals(self) -> Ids:
         return np.diff(self.goals.indptr).astype(np.int64)
@@ -132,6 +139,11 @@ class Judged:
     found: Found  # [Q, k]
     hits: NDArray[np.bool_]  # [Q, k]
     values: dict[str, Floats]  # "recall@20" and so on: [Q], each in [0, 1]
+
+    def take(self, rows: Ids) -> "Judged":
+        found = Found(self.found.ids[rows], self.found.scores[rows])
+        values = {name: each[rows] for name, each in self.values.items()}
+        return Judged(self.k, found, self.hits[rows], values)
 
 
 def judge(lists: Lists, asked: Asked, k: int, progress: Progress = lambda answered: None) -> Judged:

@@ -18,6 +18,10 @@ from partitions.features.columns import Where, column_of
 _BASELINE = "share of ones"  # said of every row
 
 
+Probabilities = Callable[[pa.RecordBatch], NDArray[np.float64]]  # rows as they come -> [n, T]
+_USER_BINS = 20  # of the histogram of AUC by user
+
+
 def judge(
     trained: TrainedRanker,
     config: RankerConfig,
@@ -25,13 +29,29 @@ def judge(
     progress: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Any]:
     """By label: what clicks.report says of the model and of saying the training share of ones of
-    every row, and the interval of the model's AUC. config: says which files a split is of.
+    every row, and the interval of the model's AUC; its calibration curve, and how many users have
+    which AUC. config: says which files a split is of.
 
     Rows are read once; 24 bytes a row and label are kept.
     """
+
+    def probabilities(rows: pa.RecordBatch) -> NDArray[np.float64]:
+        return trained.probabilities(trained.features.encode(rows))
+
+    num_rows, found = clicks_of(probabilities, config, split, progress)
+    return {"rows": num_rows, "labels": {name: _of_task(one) for name, one in found.items()}}
+
+
+def clicks_of(
+    probabilities: Probabilities,
+    config: RankerConfig,
+    split: str,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> tuple[int, dict[str, Clicks]]:
+    """How many rows a split has, and, by label, those that have it with what is said of them."""
     said, labels, weights, users = [], [], [], []
     for part in examples(config, split):
-        said.append(trained.probabilities(trained.features.encode(part.rows)))
+        said.append(probabilities(part.rows))
         labels.append(part.labels)
         weights.append(part.weight)
         if config.user is not None:
@@ -43,14 +63,13 @@ def judge(
     found = {}
     for task, name in enumerate(config.labels):
         known = ~np.isnan(label[:, task])
-        one = Clicks(
+        found[name] = Clicks(
             probability[known, task],
             label[known, task],
             weight[known],
             None if who is None else who[known],
         )
-        found[name] = _of_task(one)
-    return {"rows": len(label), "labels": found}
+    return len(label), found
 
 
 def _of_task(one: Clicks) -> dict[str, Any]:
@@ -64,6 +83,11 @@ def _of_task(one: Clicks) -> dict[str, Any]:
         share = np.full(len(one), np.average(one.label, weights=one.weight))
         constant = Clicks(share, one.label, one.weight)
         said["log_loss_of_share"] = clicks.log_loss(constant)
+    curve = clicks.calibration_curve(one)
+    said["curve"] = {name: array.tolist() for name, array in asdict(curve).items()}
+    if one.user is not None and len(one):
+        auc, _ = clicks.auc_by_user(one)
+        said["auc_by_user"] = np.histogram(auc, _USER_BINS, (0.0, 1.0))[0].tolist()
     return said
 
 
