@@ -1,4 +1,4 @@
-"""`embedsvc import | train | eval | export | publish | run`.
+"""`embedsvc import | train | eval | export | publish | run | gate | rollback`.
 
 Heavy libraries are imported inside the functions, so that --help answers at once.
 """
@@ -173,11 +173,50 @@ def export(
 
 
 def publish(config: Config, overrides: Overrides = None) -> None:
-    """Checkpoint -> a published version that `embedsvc serve` answers from.
+    """Checkpoint -> a published version that `embedsvc serve` answers from, if the gate lets it.
+
+    Exit code 1: the version is written, and the gate did not let it live.
 
     Example: `embedsvc publish graph.toml`
     """
-    _road(config, overrides).publish()
+    if not _road(config, overrides).publish():
+        raise typer.Exit(1)
+
+
+def gate(
+    config: Config,
+    overrides: Overrides = None,
+    version: Annotated[
+        str | None,
+        typer.Option("--version", help="Unset: the newest.", show_default=False),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Let it live unasked, which leaves a trace.")
+    ] = False,
+) -> None:
+    """Decide again whether a version goes live, by the conditions of [gate] as they are now.
+
+    Exit code 1: it does not.
+
+    Examples: `embedsvc gate shop.toml`, `embedsvc gate shop.toml --version v000007 --force`
+    """
+    if not _road(config, overrides).gate(version, force=force):
+        raise typer.Exit(1)
+
+
+def rollback(
+    config: Config,
+    overrides: Overrides = None,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", help="Unset: what was live before.", show_default=False),
+    ] = None,
+) -> None:
+    """Make the version live again that was before; servers notice within serve.poll_s.
+
+    Example: `embedsvc rollback shop.toml`
+    """
+    _road(config, overrides).roll_back(to)
 
 
 def compare(
@@ -211,6 +250,8 @@ def compare(
 def run(config: Config, overrides: Overrides = None) -> None:
     """The whole road: import, train, eval, publish. What is done already is not done again.
 
+    Exit code 1: the gate did not let the newest version live.
+
     Example: `embedsvc run scripts/examples/fb15k237.toml`
     """
     start = time.perf_counter()
@@ -218,5 +259,7 @@ def run(config: Config, overrides: Overrides = None) -> None:
     road.import_graph(if_needed=True)
     road.train()
     road.evaluate(if_needed=True)
-    road.publish(if_needed=True)
+    live = road.publish(if_needed=True)
     typer.echo(f"done in {time.perf_counter() - start:.1f} s")
+    if not live:
+        raise typer.Exit(1)

@@ -1,5 +1,5 @@
-"""The tables of the config file that this floor owns: [model], [output], [train], [eval] and
-[publish]."""
+"""The tables of the config file that this floor owns: [model], [output], [train], [eval], [publish]
+and [gate]."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -404,3 +404,32 @@ class PublishConfig(Table):
         """ConfigError where settings of the other kind of model were given. name: the file's."""
         if found := self.model_fields_set & odd:
             raise ConfigError(f"{name}: [publish] {min(found)} does not apply {model}: remove it.")
+
+
+class GateConfig(Table):
+    """`[gate]`: what a new version must be to go live in place of the one that is."""
+
+    conditions: list[str] = Field(default_factory=list)
+    """Such as "recall@20: new - old > 0.002 +- 0.001 at 0.999" and "changed@10 < 0.3"; all of them
+    must hold. None: golden queries alone decide."""
+    split: Literal["valid", "test"] = "test"
+    """Whose held-out edges both versions are judged by."""
+    mode: Literal["fp-free", "fn-free"] = "fp-free"
+    """What an estimate within the tolerance of its threshold means: not live, or live."""
+    adaptivity: Literal["full", "none"] = "full"
+    """Whether verdicts change which model is tried next: those of people who read them do, those of
+    a nightly job with the same settings do not."""
+    max_uses: Annotated[int, Field(ge=1)] = 32
+    """How often a test set may decide; more make every decision take more users."""
+
+    @field_validator("conditions")
+    @classmethod
+    def _can_be_read(cls, conditions: list[str]) -> list[str]:
+        from embedsvc.evaluation.conditions import parse
+
+        for text in conditions:
+            try:
+                parse(text)
+            except ConfigError as error:
+                raise ValueError(str(error)) from None
+        return conditions

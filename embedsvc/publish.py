@@ -1,7 +1,7 @@
 """Checkpoint -> published version: shards, indexes, seen lists, golden queries.
 
 A version goes live only after the written files, read back as a server reads them, give the golden
-queries' exact answers.
+queries' exact answers, and the gate lets it.
 """
 
 import logging
@@ -19,9 +19,12 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from embedsvc import card
 from embedsvc.config import PublishConfig
+from embedsvc.evaluation.gate import Decision
 from embedsvc.graph.comparators import L2, Comparator
 from embedsvc.ranking.tower_onnx import HISTORY, QUERY, export_tower
+from embedsvc.release import Judge, conclude, ungated
 from embedsvc.trained import Trained
 from embedsvc.training.askers import Askers
 from partitions import published
@@ -51,10 +54,11 @@ def publish(
     config: PublishConfig,
     settings: Mapping[str, Any],
     metrics: Mapping[str, Any],
-) -> Manifest:
-    """Write the next version under `root`, check it, make it the live one.
+    judge: Judge | None = None,
+) -> tuple[Manifest, Decision]:
+    """Write the next version under `root`, check it, make it the live one if `judge` lets it.
 
-    Raises DataError where the check fails; the live version then stays as it was.
+    Raises DataError where the check fails: there is no version then. The live one stays as it was.
     """
     recommend = _recommended(trained, config)
     with published.new_version(root) as draft:
@@ -65,18 +69,24 @@ def publish(
         draft.write_json("config.json", settings)
         draft.write_json("metrics.json", metrics)
         draft.write_json("golden.json", _golden_queries(trained, recommend, config.golden))
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         manifest = draft.finish(
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            created=created,
             dim=trained.model.dim,
             comparator=trained.model.comparator.metric,
             graph_digest=trained.graph.digest,
             entity_types=entity_types,
             relations=relations,
         )
-        _check_golden(PublishedVersion(manifest, published.disk(draft.folder)), trained)
-    published.set_current(root, manifest.version)
-    published.remove_versions(root, config.keep)
-    return manifest
+        version = PublishedVersion(manifest, published.disk(draft.folder))
+        _check_golden(version, trained)
+        decision = ungated(root) if judge is None else judge(version, draft.folder)
+        data = card.data_of(trained.graph)
+        manifest = draft.add(
+            manifest, card.files(draft.name, created, data, settings, metrics, decision)
+        )
+    conclude(root, manifest.version, decision, config.keep)
+    return manifest, decision
 
 
 def _recommended(trained: Trained, config: PublishConfig) -> list[str]:

@@ -6,7 +6,8 @@ weights; with `quantize` once more, in int8. Each is judged by the validation ro
 rows that a request has; the last one is published.
 
 A version goes live only after the written files, read back as a server reads them, say of the
-golden rows what training's model says: to 1e-5, and in int8 as far off as it was when it was made.
+golden rows what training's model says: to 1e-5, and in int8 as far off as it was when it was made;
+and the gate lets it.
 """
 
 import time
@@ -21,19 +22,22 @@ import onnxruntime
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from embedsvc import card
 from embedsvc.config import PublishConfig
 from embedsvc.evaluation.clicks import auc
+from embedsvc.evaluation.gate import Decision
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import TRAIN, VALID, About, examples, open_encoded
 from embedsvc.ranking.onnx_export import export
 from embedsvc.ranking.quantization import quantized
 from embedsvc.ranking.trained import TrainedRanker
+from embedsvc.release import Judge, conclude, ungated
 from embedsvc.training.pruning import prune
 from partitions import published, ranker_files
 from partitions.encoded import BLOCK_ROWS, EncodedFile, Labelled
 from partitions.errors import ConfigError, DataError
 from partitions.features import Encoded
-from partitions.published import Manifest
+from partitions.published import Manifest, PublishedVersion
 from partitions.ranker_files import LOGIT, PROBABILITY, RankerFiles, fed
 
 GOLDEN_ROWS, GOLDEN_OF = 1000, 1_000_000  # so many, evenly of the first so many
@@ -78,6 +82,23 @@ class Rows:
             )
         return open_encoded(self.encoded, about, split, trained.features)
 
+    @property
+    def data(self) -> dict[str, Any]:
+        """For the card. Names, bytes and times of files: what tells whether they changed."""
+        about = About.read(self.encoded)
+        known = {} if about is None else about.wanted["files"]
+        return {
+            "training_rows": None if about is None else about.num_rows,
+            "sources": [
+                {"path": f"{split}: {name}", "bytes": size, "modified_ns": modified}
+                for split, files in known.items()
+                for name, size, modified in files
+            ],
+            "encoded_sha256": {}
+            if about is None
+            else {split: file.sha256 for split, file in about.files.items()},
+        }
+
     def raw(self, trained: TrainedRanker) -> Iterator[pa.RecordBatch]:
         """The columns that features read, of validation rows, or else of those learnt from."""
         files = {split: getattr(self.config, split) for split in (TRAIN, VALID)}
@@ -94,11 +115,12 @@ def publish(
     config: PublishConfig,
     settings: Mapping[str, Any],
     evaluation: Mapping[str, Any],
-) -> tuple[Manifest, list[Variant]]:
-    """Write the next version under `root`, check it, make it the live one.
+    judge: Judge | None = None,
+) -> tuple[Manifest, list[Variant], Decision]:
+    """Write the next version under `root`, check it, make it the live one if `judge` lets it.
 
-    Mutates `trained` where it is pruned. Raises DataError where the check fails; the live version
-    then stays as it was.
+    Mutates `trained` where it is pruned. Raises DataError where the check fails: there is no
+    version then. The live one stays as it was.
     """
     _check_place(root)
     golden = _golden_rows(rows.raw(trained))
@@ -111,8 +133,9 @@ def publish(
         _write(folder, trained, graph, golden, config, metrics)
         draft.write_json("config.json", settings)
         draft.write_json("metrics.json", metrics)
+        created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         manifest = draft.finish(
-            created=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            created=created,
             dim=0,
             comparator="dot",
             graph_digest="",
@@ -120,9 +143,13 @@ def publish(
             relations=[],
         )
         _check_golden(folder)
-    published.set_current(root, manifest.version)
-    published.remove_versions(root, config.keep)
-    return manifest, variants
+        version = PublishedVersion(manifest, published.disk(draft.folder))
+        decision = ungated(root) if judge is None else judge(version, draft.folder)
+        manifest = draft.add(
+            manifest, card.files(draft.name, created, rows.data, settings, metrics, decision)
+        )
+    conclude(root, manifest.version, decision, config.keep)
+    return manifest, variants, decision
 
 
 def sources_of(trained: TrainedRanker, evaluation: Mapping[str, Any]) -> dict[str, Any]:

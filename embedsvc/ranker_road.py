@@ -1,4 +1,5 @@
-"""The road of a file with [ranker]: what `embedsvc train | eval | publish | run` do and print.
+"""The road of a file with [ranker]: what `embedsvc train | eval | publish | gate |
+rollback | run` do and print.
 
 There is no graph: `train` reads rows, encodes them once and learns from them.
 """
@@ -12,17 +13,20 @@ from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
-from embedsvc.config import EvalConfig, OutputConfig, PublishConfig, TrainConfig
+from embedsvc.config import EvalConfig, GateConfig, OutputConfig, PublishConfig, TrainConfig
 from embedsvc.ranking.config import RankerConfig
-from partitions import durable, published
+from partitions import durable, releases
 from partitions.config import RunConfig, Settings
-from partitions.errors import ConfigError, DataError
+from partitions.errors import ConfigError
 from partitions.memory import forget_peak, peak_bytes
 from partitions.progress import rows_bar
+from partitions.published import PublishedVersion
 
 if TYPE_CHECKING:
+    from embedsvc.evaluation.ranker_gate import RankerGate
     from embedsvc.publish_ranker import Variant
     from embedsvc.ranking.trained import TrainedRanker
+    from embedsvc.release_road import Releases
     from embedsvc.training.trainer import TrainReport
 
 EVALUATION = "evaluation.json"
@@ -166,7 +170,8 @@ class RankerRoad:
     def recommend_all(self, relation: str | None, to: Path, k: int, *, long: bool = False) -> None:
         raise ConfigError(f"{self.settings.name}: [ranker] has no lists; it scores rows.")
 
-    def publish(self, *, if_needed: bool = False) -> None:
+    def publish(self, *, if_needed: bool = False) -> bool:
+        """Whether what the settings say is live now."""
         from embedsvc.publish_ranker import Rows, publish
         from embedsvc.ranking.trained import TrainedRanker
         from embedsvc.training.ranker import check_files
@@ -177,17 +182,49 @@ class RankerRoad:
         self._check_current(trained)
         evaluation, root = self._evaluation_of(trained), self.published
         settings = self.settings.resolved()
-        if if_needed and self._is_live(settings, trained, evaluation):
-            self._say(f"publish: {root} is up to date")
-            return
+        if if_needed:
+            standing = self._releases().standing(
+                lambda version: _is_of(version, settings, trained, evaluation)
+            )
+            if standing is not None:
+                return standing
         check_files(self.config, ["valid" if self.config.valid else "train"])
+        judge = self._judge()
+        judge.check()
         rows = Rows(self.folders.encoded, self.config)
-        manifest, variants = publish(trained, rows, root, config, settings, evaluation)
+        manifest, variants, decision = publish(
+            trained, rows, root, config, settings, evaluation, judge
+        )
         self._print_variants(variants)
         size = sum(file.bytes for file in manifest.files.values())
-        self._say(
-            f"publish: {manifest.version} in {root} is live: {size / 1e6:,.1f} MB, golden rows "
-            f"agree, {time.perf_counter() - start:.1f} s"
+        self._releases().say_published(
+            manifest.version,
+            decision,
+            f"{size / 1e6:,.1f} MB, golden rows agree, {time.perf_counter() - start:.1f} s",
+        )
+        return decision.promoted
+
+    def gate(self, version: str | None = None, *, force: bool = False) -> bool:
+        """Whether the version is live now."""
+        return self._releases().gate(self._judge, version, force=force)
+
+    def roll_back(self, to: str | None = None) -> None:
+        self._releases().roll_back(to)
+
+    def _releases(self) -> "Releases":
+        from embedsvc.release_road import Releases
+
+        keep = self.settings.table("publish", PublishConfig).keep
+        return Releases(self.published, self.settings.name, keep, self._say)
+
+    def _judge(self) -> "RankerGate":
+        from embedsvc.evaluation.ranker_gate import RankerGate
+
+        return RankerGate(
+            self.config,
+            self.published,
+            self.published.parent / releases.USES,
+            self.settings.table("gate", GateConfig),
         )
 
     def compare(
@@ -222,25 +259,6 @@ class RankerRoad:
         now = {"checkpoint": trained.digest, "calibration": trained.calibration_digest}
         return found if now.items() <= found.items() else {}
 
-    def _is_live(
-        self, settings: dict[str, Any], trained: "TrainedRanker", evaluation: dict[str, Any]
-    ) -> bool:
-        """Whether the live version is whole and was made of these."""
-        from embedsvc.publish_ranker import sources_of
-
-        try:
-            live = published.open_version(self.published)
-            for path in live.manifest.files:
-                live.file(path)
-        except DataError:  # none, or a damaged one: publishing mends it
-            return False
-        config, metrics = (
-            json.loads(bytes(live.file(name))) for name in ("config.json", "metrics.json")
-        )
-        metrics.pop("variants", None)  # times differ
-        wanted = [settings, sources_of(trained, evaluation)]
-        return json.dumps([config, metrics], sort_keys=True) == json.dumps(wanted, sort_keys=True)
-
     def _print_variants(self, variants: list["Variant"]) -> None:
         table = Table(title="200 rows a call, one thread")
         for column in ("", "MB", "p50 CPU ms", "p99 CPU ms", "AUC", "AUC cost"):
@@ -253,3 +271,24 @@ class RankerRoad:
             times = (f"{ms:.3f}" for ms in (one.p50_cpu_ms, one.p99_cpu_ms))
             table.add_row(one.name, f"{one.bytes / 1e6:,.2f}", *times, *said)
         self.console.print(table)
+
+
+def _is_of(
+    version: PublishedVersion,
+    settings: dict[str, Any],
+    trained: "TrainedRanker",
+    evaluation: dict[str, Any],
+) -> bool:
+    """Whether a version was made of these. [gate] is none of it: it decides what goes live."""
+    from embedsvc.publish_ranker import sources_of
+
+    config, metrics = (
+        json.loads(bytes(version.file(name))) for name in ("config.json", "metrics.json")
+    )
+    metrics.pop("variants", None)  # times differ
+    config, settings = (
+        {table: part for table, part in one.items() if table != "gate"}
+        for one in (config, settings)
+    )
+    wanted = [settings, sources_of(trained, evaluation)]
+    return json.dumps([config, metrics], sort_keys=True) == json.dumps(wanted, sort_keys=True)

@@ -1,10 +1,10 @@
-"""The road, command by command: what `embedsvc import | train | eval | export | publish` do and
-print."""
+"""The road, command by command: what `embedsvc import | train | eval | export | publish | gate |
+rollback` do and print."""
 
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,13 +17,14 @@ from rich.table import Table
 from embedsvc.config import (
     ClassifyConfig,
     EvalConfig,
+    GateConfig,
     ModelConfig,
     OutputConfig,
     PublishConfig,
     TrainConfig,
 )
 from partitions import config as settings_file
-from partitions import durable, import_plan, importer, notes, provenance, published
+from partitions import durable, import_plan, importer, notes, provenance, published, releases
 from partitions.checkpoint import Checkpoint
 from partitions.commands import print_report
 from partitions.config import GraphConfig, RunConfig, Settings
@@ -34,14 +35,17 @@ from partitions.graph_writer import WRITING
 from partitions.importer import ImportReport
 from partitions.memory import forget_peak, peak_bytes
 from partitions.progress import rows_bar
+from partitions.published import PublishedVersion
 from partitions.validation import SCHEMA
 
 if TYPE_CHECKING:
     from embedsvc.edge_ids import EdgeIds
     from embedsvc.evaluation.links import LinkRanks
+    from embedsvc.evaluation.list_gate import ListGate
     from embedsvc.evaluation.lists import Asked, Judged
     from embedsvc.evaluation.nodes import Labels
     from embedsvc.evaluation.served import Client
+    from embedsvc.release_road import Releases
     from embedsvc.trained import Trained
     from embedsvc.training.trainer import TrainReport
 
@@ -538,7 +542,8 @@ class Road:
         self._say(f"export: {time.perf_counter() - start:.1f} s")
         return files
 
-    def publish(self, *, if_needed: bool = False) -> None:
+    def publish(self, *, if_needed: bool = False) -> bool:
+        """Whether what the settings say is live now."""
         from embedsvc.publish import publish
         from embedsvc.trained import Trained
 
@@ -548,16 +553,23 @@ class Road:
         config = self.settings.table("publish", PublishConfig)
         config.check(self.settings.name, config.OF_RANKERS, "without [ranker]")
         settings, metrics = self.settings.resolved(), self._metrics_of(trained.digest)
-        digest = trained.graph.digest
-        if if_needed and metrics and self._is_live(settings, metrics, digest):
-            self._say(f"publish: {self.folders.published} is up to date")
-            return
-        manifest = publish(trained, self.folders.published, config, settings, metrics)
-        size = sum(file.bytes for file in manifest.files.values())
-        self._say(
-            f"publish: {manifest.version} in {self.folders.published} is live: "
-            f"{size / 1e6:,.1f} MB, golden queries agree, {time.perf_counter() - start:.1f} s"
+        if if_needed and metrics:
+            wanted = _Sources(settings, metrics, trained.graph.digest)
+            standing = self._releases().standing(wanted.are_of)
+            if standing is not None:
+                return standing
+        judge = self._judge()
+        judge.check([relation.name for relation in trained.relations])
+        manifest, decision = publish(
+            trained, self.folders.published, config, settings, metrics, judge
         )
+        size = sum(file.bytes for file in manifest.files.values())
+        self._releases().say_published(
+            manifest.version,
+            decision,
+            f"{size / 1e6:,.1f} MB, golden queries agree, {time.perf_counter() - start:.1f} s",
+        )
+        return decision.promoted
 
     def compare(
         self, old: str, new: str, relations: list[str], to: Path | None, *, as_json: bool = False
@@ -577,20 +589,29 @@ class Road:
         path = to or root / f"compare-{before.name}-{after.name}.html"
         compare_page.show(found, self.console, path, as_json=as_json)
 
-    def _is_live(self, settings: dict[str, Any], metrics: dict[str, Any], graph: str) -> bool:
-        """Whether the live version is whole and was made of these; metrics name the checkpoint,
-        graph is a digest: who came or did something since then has another vector."""
-        try:
-            live = published.open_version(self.folders.published)
-            for path in live.manifest.files:
-                live.file(path)
-        except DataError:  # none, or a damaged one: publishing mends it
-            return False
-        found = [json.loads(bytes(live.file(name))) for name in ("config.json", "metrics.json")]
-        found.append(live.manifest.graph_digest)
-        # As text, in which not-a-number equals itself.
-        wanted = [settings, metrics, graph]
-        return json.dumps(found, sort_keys=True) == json.dumps(wanted, sort_keys=True)
+    def gate(self, version: str | None = None, *, force: bool = False) -> bool:
+        """Whether the version is live now."""
+        return self._releases().gate(self._judge, version, force=force)
+
+    def roll_back(self, to: str | None = None) -> None:
+        self._releases().roll_back(to)
+
+    def _releases(self) -> "Releases":
+        from embedsvc.release_road import Releases
+
+        keep = self.settings.table("publish", PublishConfig).keep
+        return Releases(self.folders.published, self.settings.name, keep, self._say)
+
+    def _judge(self) -> "ListGate":
+        from embedsvc.evaluation.list_gate import ListGate
+
+        return ListGate(
+            self._graph(),
+            self.folders.published,
+            self.folders.dir / releases.USES,
+            self.settings.table("gate", GateConfig),
+            self.settings.table("eval", EvalConfig).recommend,
+        )
 
     def _metrics_of(self, checkpoint: str, name: str = EVALUATION) -> dict[str, Any]:
         """The evaluation of exactly this checkpoint; empty where it was not evaluated."""
@@ -615,8 +636,15 @@ class Road:
             "[eval] relations": evaluation.relations,
             "[eval] recommend": evaluation.recommend,
             "[publish] recommend": publishing.recommend,
+            "[gate] conditions": self._relations_gated(),
         }
         return [(where, name) for where, names in named.items() for name in names or []]
+
+    def _relations_gated(self) -> list[str]:
+        from embedsvc.evaluation.conditions import parse
+
+        conditions = map(parse, self.settings.table("gate", GateConfig).conditions)
+        return [found.relation for found in conditions if found.relation is not None]
 
     def _output(self) -> OutputConfig | None:
         """[output], if there is one, and nothing beside it that does not apply."""
@@ -667,6 +695,29 @@ class Road:
         self.console.print(lists_table(report, by_history=by_history))
         for line in lists_notes(report):
             self._say(f"eval: {line}")
+
+
+@dataclass(frozen=True)
+class _Sources:
+    """What a version is made of. metrics name the checkpoint, graph is a digest: who came or did
+    something since then has another vector. [gate] is none of it: it decides what goes live."""
+
+    settings: dict[str, Any]
+    metrics: dict[str, Any]
+    graph: str
+
+    def are_of(self, version: PublishedVersion) -> bool:
+        settings, metrics = (
+            json.loads(bytes(version.file(name))) for name in ("config.json", "metrics.json")
+        )
+        settings, now = (
+            {table: part for table, part in one.items() if table != "gate"}
+            for one in (settings, self.settings)
+        )
+        found = [settings, metrics, version.manifest.graph_digest]
+        wanted = [now, self.metrics, self.graph]
+        # As text, in which not-a-number equals itself.
+        return json.dumps(found, sort_keys=True) == json.dumps(wanted, sort_keys=True)
 
 
 def _is_of_some(settings: dict[str, Any]) -> bool:

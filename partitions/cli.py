@@ -17,6 +17,7 @@ from partitions.errors import InputError
 _ORDER = (
     *("import", "validate", "inspect", "plan", "train", "eval", "recommend-all"),
     *("export", "publish", "compare", "run"),
+    *("gate", "rollback"),
     *("serve", "query"),
 )  # the road's order
 

@@ -1,8 +1,10 @@
 """The published version: the one contract between training and serving (this module owns it).
 
     CURRENT                               name of the live version, one line
+    gate.jsonl                            what became of each version (releases.py)
     v000003/manifest.json                 what is below, with bytes and digests of every file
     v000003/config.json, metrics.json     resolved settings; offline evaluation
+    v000003/card.json, CARD.md            what it was made of, and what the gate said of it
     v000003/golden.json                   queries with their exact offline answers
     v000003/relations.safetensors         operator parameters, one tensor per relation that has any
     v000003/entities/TYPE/keys-SSS.arrow        shard S: `key`, then attributes as text columns
@@ -29,7 +31,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -299,6 +301,16 @@ class Draft:
         self.write_json(MANIFEST, manifest.model_dump(mode="json"))
         return manifest
 
+    def add(self, manifest: Manifest, files: Mapping[str, bytes]) -> Manifest:
+        """After `finish`: more files, by path, and the manifest that names them too."""
+        described = {
+            path: _describe(self.folder / self.write_bytes(path, data))
+            for path, data in files.items()
+        }
+        more = manifest.model_copy(update={"files": {**manifest.files, **described}})
+        self.write_json(MANIFEST, more.model_dump(mode="json"))
+        return more
+
     def _new(self, path: str) -> Path:
         new = self.folder / path
         new.parent.mkdir(parents=True, exist_ok=True)
@@ -336,10 +348,10 @@ def set_current(root: Path, name: str) -> None:
         file.write(f"{name}\n".encode())
 
 
-def remove_versions(root: Path, keep: int) -> list[str]:
-    """Delete all but the newest `keep` versions and the live one; returns what went."""
+def remove_versions(root: Path, keep: int, spared: Collection[str] = ()) -> list[str]:
+    """Delete all but the newest `keep` versions, the live one and the spared; returns what went."""
     live = current(root) if (root / CURRENT).exists() else None
-    gone = [name for name in versions(root)[:-keep] if name != live]
+    gone = [name for name in versions(root)[:-keep] if name != live and name not in spared]
     for name in gone:
         # A rename first: a reader sees a whole version or none.
         doomed = durable.temporary_name(root / name)

@@ -28,10 +28,10 @@ The unit is the asker: one number each, however many lists or rows they have.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from decimal import Decimal
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -234,9 +234,9 @@ class Outcome:
 
     condition: str
     verdict: Verdict
-    value: float | None  # of new * N + old * O, or of a limit
-    new: float | None = None
-    old: float | None = None
+    value: float | None  # new * N + old * O
+    new: float | None = None  # N
+    old: float | None = None  # O
     low: float | None = None  # value, give or take what so many askers support
     high: float | None = None
     users: int | None = None
@@ -250,6 +250,9 @@ class Outcome:
     only_new_hits: int | None = None  # askers whose list has a hit in one version alone
     only_old_hits: int | None = None
     mcnemar_p: float | None = None
+    unknown: int | None = (
+        None  # askers whom the live version does not know: their figure there is 0
+    )
     why: str = ""
 
     def promotes(self, mode: Mode) -> bool:
@@ -269,6 +272,8 @@ class Outcome:
         said += f" of {self.users:,} users, {self.needed:,} needed"
         if self.verdict == "not enough users":
             said += f"; these support +- {self.supported:.2g}"
+        if self.unknown:
+            said += f"; {self.unknown:,} are unknown to the live version, which gets 0 for them"
         return said
 
 
@@ -331,3 +336,28 @@ def promotes(outcomes: Sequence[Outcome], mode: Mode) -> bool:
     """All of them must. Each keeps its own promise: a version that one of them should not let pass
     goes live with a chance of at most that one's 1 - reliability."""
     return all(outcome.promotes(mode) for outcome in outcomes)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a version goes live, and why. compared_with: None where nothing could be."""
+
+    promoted: bool
+    live: str | None  # what CURRENT names
+    compared_with: str | None
+    outcomes: tuple[Outcome, ...] = ()
+    why: str = ""  # where it is not for an outcome
+    split: str = ""
+    mode: str = ""
+    askers: dict[str, int] = field(default_factory=dict)  # by relation or label
+    left_out: dict[str, int] = field(default_factory=dict)  # the same, of whom no figure is known
+    test_set: str | None = None  # digest; None: it was not asked
+    use: int | None = None
+    max_uses: int | None = None
+
+    @property
+    def sentences(self) -> list[str]:
+        return [*([self.why] if self.why else []), *(one.sentence for one in self.outcomes)]
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "outcomes": [asdict(one) for one in self.outcomes]}

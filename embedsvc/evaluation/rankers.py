@@ -59,7 +59,7 @@ def clicks_of(
         progress(part.rows.num_rows)
     probability, weight = np.concatenate(said), np.concatenate(weights).astype(np.float64)
     label = np.concatenate(labels).astype(np.float64)
-    who = _numbered(users) if users else None
+    who = numbered(users) if users else None
     found = {}
     for task, name in enumerate(config.labels):
         known = ~np.isnan(label[:, task])
@@ -91,7 +91,7 @@ def _of_task(one: Clicks) -> dict[str, Any]:
     return said
 
 
-def _numbered(users: list[pa.Array]) -> NDArray[np.int64]:
+def numbered(users: list[pa.Array]) -> NDArray[np.int64]:
     """A number for each user; missing ones are one user."""
     chunks = pa.chunked_array(users).combine_chunks().dictionary_encode(null_encoding="encode")
     whole = chunks.combine_chunks() if isinstance(chunks, pa.ChunkedArray) else chunks

@@ -12,7 +12,7 @@ as they are read.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,9 +175,10 @@ def _wanted(config: RankerConfig, start: Features | None) -> dict[str, Any]:
     }
 
 
-def examples(config: RankerConfig, split: str) -> Iterator[Examples]:
-    """All rows of a split, in batches. Raises DataError, naming file and row."""
-    wanted = {spec.column or name for name, spec in config.features.items()}
+def examples(config: RankerConfig, split: str, more: Collection[str] = ()) -> Iterator[Examples]:
+    """All rows of a split, in batches; with `more` columns than the config's features read. Raises
+    DataError, naming file and row."""
+    wanted = {spec.column or name for name, spec in config.features.items()} | {*more}
     wanted |= {*config.labels, *(name for name in (config.weight, config.user) if name)}
     for source in getattr(config, split):
         for batch in rows.batches(Path(), source, sorted(wanted)):

@@ -387,13 +387,14 @@ def test_a_first_publication_that_fails_leaves_nothing_live(
 # --- versions ------------------------------------------------------------------------------------
 
 
-def test_older_versions_go_and_the_live_one_stays(live: Trained, tmp_path: Path) -> None:
+def test_old_versions_go_but_the_live_one_and_the_one_before(live: Trained, tmp_path: Path) -> None:
     root = tmp_path / "published"
     for number in (2, 3, 4):
         assert do_publish(live, root, keep=2).name == f"v{number:06}"
     assert published.versions(root) == ["v000003", "v000004"]
     do_publish(live, root, keep=1)
-    assert published.versions(root) == ["v000005"] and published.current(root) == "v000005"
+    assert published.versions(root) == ["v000004", "v000005"]
+    assert published.current(root) == "v000005"
     assert not [path for path in root.iterdir() if ".tmp-" in path.name]
 
 

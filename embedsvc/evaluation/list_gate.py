@@ -1,0 +1,181 @@
+"""A new version's lists against the live one's: the release gate of a graph's model.
+
+Both are asked for the lists of the same askers, those of a split of the graph as it is now; what
+they had before is left out of both. Whom the live version does not know gets an empty list of it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from embedsvc.config import GateConfig
+from embedsvc.edge_ids import Ids
+from embedsvc.evaluation import gate, metrics
+from embedsvc.evaluation.conditions import CHANGED, USER_AUC, Condition, parse
+from embedsvc.evaluation.gate import Decision, Outcome, Plan, Sample
+from embedsvc.evaluation.lists import Asked, ask, hits_of
+from embedsvc.evaluation.sources import OfVersion
+from embedsvc.release import counted, live_version, ungated
+from partitions import releases
+from partitions.errors import ConfigError, did_you_mean
+from partitions.graph import Graph
+from partitions.published import PublishedVersion
+
+
+@dataclass(frozen=True)
+class ListGate:
+    """root: of the published versions; uses: the file that counts what test sets decide; recommend:
+    the relations that are meant where a condition names none; empty: all that a version has."""
+
+    graph: Graph
+    root: Path
+    uses: Path
+    config: GateConfig
+    recommend: Sequence[str] = ()
+
+    def __call__(self, version: PublishedVersion, folder: Path) -> Decision:
+        """Counts a use where askers decide; nothing else is written."""
+        conditions = self.check([relation.name for relation in version.manifest.relations])
+        if not conditions:
+            return ungated(self.root)
+        live, why = live_version(self.root)
+        found: dict[Condition, Outcome] = {}
+        askers, left_out = {}, {}
+        for relation in dict.fromkeys(c.relation for c in conditions):
+            assert relation is not None
+            some = [c for c in conditions if c.relation == relation]
+            judged = _Judged.of(self.graph, relation, self.config.split, some, version, live, why)
+            askers[relation] = len(judged.asked)
+            left_out[relation] = judged.asked.num_without_goals
+            found |= {c: judged.outcome(c, self.plan) for c in some}
+        outcomes = tuple(found[c] for c in conditions)
+        decision = Decision(
+            promoted=gate.promotes(outcomes, self.config.mode),
+            live=releases.live(self.root),
+            compared_with=None if live is None else live.name,
+            outcomes=outcomes,
+            split=self.config.split,
+            mode=self.config.mode,
+            askers=askers,
+            left_out=left_out,
+        )
+        return counted(decision, self.uses, self.files(), self.config)
+
+    @property
+    def plan(self) -> Plan:
+        return Plan(self.config.max_uses, self.config.adaptivity)
+
+    def check(self, relations: Sequence[str]) -> list[Condition]:
+        """The conditions, each with its relation. ConfigError for what lists of these can't be
+        asked."""
+        meant = self.recommend or relations
+        found = []
+        for condition in map(parse, self.config.conditions):
+            if condition.metric == USER_AUC:
+                raise ConfigError(
+                    f"[gate] {condition}: {USER_AUC} is of a [ranker]; of lists there are "
+                    f"{', '.join(metrics.LIST_METRICS)}."
+                )
+            relation = condition.relation
+            if relation is None:
+                if len(meant) != 1:
+                    raise ConfigError(
+                        f"[gate] {condition}: there are lists of {', '.join(meant)}: name one, "
+                        f"such as {meant[0]}/{condition}."
+                    )
+                relation = meant[0]
+                condition = replace(condition, relation=relation)
+            if relation not in relations:
+                raise ConfigError(
+                    f"[gate] {condition}: there are no lists of {relation}. "
+                    f"{did_you_mean(relation, list(relations))}"
+                )
+            ends = self.graph.relations[self.graph.relation_id(relation)]
+            most = self.graph.num_entities(ends.rhs)
+            if condition.k is not None and condition.k > most:
+                raise ConfigError(
+                    f"[gate] {condition}: a list of {condition.k:,} is longer than all {most:,} "
+                    f"{ends.rhs} entities. Choose a smaller K."
+                )
+            found.append(condition)
+        return found
+
+    def files(self) -> list[str]:
+        """Digests of the split's edges."""
+        entries = self.graph.manifest.edge_files.items()
+        return [
+            file.sha256
+            for (split, _), files in entries
+            if split == self.config.split
+            for file in files
+        ]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """The lists of one relation. old: None where there is nothing to compare with, for `why`."""
+
+    asked: Asked
+    new: Ids  # [Q, k], for the largest k of all conditions
+    old: Ids | None
+    unknown: int
+    why: str
+
+    @staticmethod
+    def of(
+        graph: Graph,
+        relation: str,
+        split: str,
+        conditions: list[Condition],
+        version: PublishedVersion,
+        live: PublishedVersion | None,
+        why: str,
+    ) -> "_Judged":
+        asked = Asked.of(graph, relation, split)
+        k = max(condition.k or 0 for condition in conditions)
+
+        def lists(of: PublishedVersion) -> Ids:
+            source = OfVersion(of, graph, relation, split)
+            return ask(source, asked.lhs, k, asked.left_out).ids
+
+        new, old = lists(version), None
+        if live is not None and relation not in [r.name for r in live.manifest.relations]:
+            why = f"{live.name}, which is live, has no relation {relation}"
+        elif live is not None and any(condition.needs_old for condition in conditions):
+            old = lists(live)
+        unknown = 0 if old is None else int(np.sum(old[:, 0] < 0))
+        return _Judged(asked, new, old, unknown, why)
+
+    def outcome(self, condition: Condition, plan: Plan) -> Outcome:
+        if condition.needs_old and self.old is None:
+            return gate.skipped(condition, self.why)
+        new = self.new[:, : condition.k]
+        old = new if self.old is None else self.old[:, : condition.k]
+        if condition.metric == CHANGED:
+            differ = np.any(np.sort(new) != np.sort(old), axis=1)
+            return gate.limit(condition, float(differ.mean()) if len(differ) else float("nan"))
+        if condition.is_limit:
+            return gate.limit(condition, *(self._catalogue(condition, ids) for ids in (new, old)))
+        of = metrics.LIST_METRICS[condition.metric]
+        hit_new, hit_old = (hits_of(ids, self.asked.goals) for ids in (new, old))
+        sample = Sample(
+            of(hit_new, self.asked.num_goals),
+            of(hit_old, self.asked.num_goals),
+            np.any(new != old, axis=1),
+            np.asarray(hit_new.any(axis=1)),
+            np.asarray(hit_old.any(axis=1)),
+        )
+        found = gate.decide(condition, sample, plan)
+        return replace(found, unknown=self.unknown) if condition.needs_old else found
+
+    def _catalogue(self, condition: Condition, ids: Ids) -> float:
+        popularity = self.asked.popularity
+        if condition.metric == "coverage":
+            return metrics.coverage_at(ids, len(popularity))
+        if condition.metric == "gini":
+            return metrics.gini(ids, len(popularity))
+        if condition.metric == "novelty":
+            return metrics.novelty_at(ids, popularity)
+        return metrics.popularity_lift(ids, popularity)

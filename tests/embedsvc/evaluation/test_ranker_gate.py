@@ -1,0 +1,117 @@
+"""A new ranker goes live only where users' own AUC is no worse, scored as it is served."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from embedsvc.ranker_road import RankerRoad
+from partitions import published, releases
+from partitions.config import from_tables
+from partitions.errors import ConfigError
+from serving.ranker import Ranker
+from tests.toy_ranker import FEATURES, clicks, road, write_rows
+
+SAME = "click/user_auc: new - old > -0.65 +- 0.6 at 0.5"
+
+
+def gated(folder: Path, conditions: list[str], ranker: dict[str, Any], **gate: Any) -> RankerRoad:
+    settings = road(folder, {"user": "user", "calibration": "none", **ranker}).settings
+    tables = {**settings._tables, "gate": {"conditions": conditions, "max_uses": 1, **gate}}
+    return RankerRoad(from_tables(tables), quiet=True)
+
+
+@pytest.fixture(scope="module")
+def learnt(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("learnt")
+    write_rows(folder)
+    gated(folder, [], {}).train()
+    return folder
+
+
+@pytest.fixture
+def folder(learnt: Path, tmp_path: Path) -> Path:
+    shutil.copytree(learnt / "run", tmp_path / "run")
+    for path in learnt.glob("*.parquet"):
+        (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def test_the_figure_is_that_of_what_is_served(folder: Path) -> None:
+    made = gated(folder, [SAME], {})
+    assert made.publish() and made.publish()
+    card = json.loads((made.published / "v000002/card.json").read_text())
+    [outcome] = card["gate"]["outcomes"]
+    rows = clicks(2, 2000)  # test.parquet
+    said = Ranker.live(made.published).score(rows)[:, 0].astype(np.float64)
+    who = np.array([int(u[1:]) for u in rows["user"].to_pylist()])
+    label = rows["click"].to_numpy()
+    each = [roc_auc_score(label[who == u], said[who == u]) for u in range(15)]
+    assert outcome["new"] == outcome["old"] == pytest.approx(np.mean(each), abs=1e-9)
+    assert outcome["users"] == 15 and outcome["verdict"] == "pass"
+    assert card["gate"]["askers"] == {"click": 15} and card["gate"]["use"] == 1
+    assert card["data"]["training_rows"] == 4000
+
+
+def test_a_worse_ranker_stays_unpublished_and_can_be_forced_and_taken_back(folder: Path) -> None:
+    assert gated(folder, [SAME], {}).publish()
+    shutil.rmtree(folder / "run/ranker")
+    worse = gated(folder, [SAME], {"features": {"user": FEATURES["user"]}, "crosses": {}})
+    worse.train()
+    assert not worse.publish() and published.current(worse.published) == "v000001"
+    [outcome] = releases.trace(worse.published)[-1].conditions
+    assert outcome["verdict"] == "unknown" and outcome["new"] == 0.5  # all rows of a user alike
+    assert not worse.publish(if_needed=True)  # waits
+    assert published.versions(worse.published) == ["v000001", "v000002"]
+    assert not worse.gate()  # used up
+    assert "has decided 1 times" in releases.trace(worse.published)[-1].why
+    assert worse.gate(force=True) and published.current(worse.published) == "v000002"
+    worse.roll_back()
+    assert published.current(worse.published) == "v000001"
+
+
+def test_a_label_that_the_live_ranker_lacks_is_nothing_to_compare_with(folder: Path) -> None:
+    only = gated(folder, [], {"labels": ["click"]})
+    shutil.rmtree(folder / "run/ranker")
+    only.train()
+    only.publish()
+    shutil.rmtree(folder / "run/ranker")
+    both = gated(folder, ["like/user_auc: new - old > 0 +- 0.1 at 0.9"], {})
+    both.train()
+    assert both.publish()
+    [line] = releases.trace(both.published)[-1].conditions
+    assert line["verdict"] == "skipped"
+    assert line["why"] == "v000001, which is live, has no label like"
+
+
+@pytest.mark.parametrize(
+    ("condition", "ranker", "gate", "sentence"),
+    [
+        ("recall@5: new > 0 +- 0.1 at 0.9", {}, {}, "a [ranker] scores rows and makes no lists."),
+        (
+            "user_auc: new > 0 +- 0.1 at 0.9",
+            {},
+            {},
+            "there are labels click, like: name one, such as",
+        ),
+        ("clck/user_auc: new > 0 +- 0.1 at 0.9", {}, {}, "no label clck. Did you mean click?"),
+        (SAME, {"user": None}, {}, "set ranker.user, the column of the user."),
+        (
+            SAME,
+            {"valid": []},
+            {"split": "valid"},
+            'split = "valid", but ranker.valid names no rows',
+        ),
+    ],
+)
+def test_what_a_ranker_can_not_be_asked_is_refused_before_a_version_is_made(
+    condition: str, ranker: dict[str, Any], gate: dict[str, Any], sentence: str, folder: Path
+) -> None:
+    made = gated(folder, [condition], ranker, **gate)
+    with pytest.raises(ConfigError) as error:
+        made.publish()
+    assert sentence in str(error.value) and not made.published.exists()

@@ -1,0 +1,382 @@
+"""CURRENT moves only through the gate, each decision leaves a trace, nothing is shown uncounted.
+
+People of one group like what others of it like. A good model says so; a bad one says it of a share
+of people only, and the empty one of nobody.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from embedsvc.config import GateConfig, ModelConfig, PublishConfig
+from embedsvc.evaluation.gate import Decision
+from embedsvc.evaluation.list_gate import ListGate
+from embedsvc.publish import publish
+from embedsvc.release import resumed
+from embedsvc.trained import Trained
+from partitions import published, releases
+from partitions.errors import ConfigError
+from partitions.graph import Graph
+
+MakeGraph, MakeTrained = Callable[..., Graph], Callable[..., Trained]
+Vectors = Callable[[str, str], NDArray[np.float32]]
+
+GROUPS, USERS, ITEMS = 5, 400, 10
+RELATIONS = {"likes": ("user", "item"), "is like": ("item", "item")}
+BETTER = "hit_rate@5: new - old > 0 +- 0.4 at 0.9"
+
+
+def group_of(key: str) -> int:
+    return int(key.split("-")[0][1:])
+
+
+def edges() -> dict[str, list[tuple[str, str, str]]]:
+    """Everybody likes 5 of the 10 items of the group in train, and 2 of the other 5 in test."""
+    rng = np.random.default_rng(3)
+    found: dict[str, list[tuple[str, str, str]]] = {"train": [], "test": []}
+    for user in range(USERS):
+        group = user % GROUPS
+        items = rng.permutation(ITEMS)[:7]
+        for at, item in enumerate(items):
+            split = "train" if at < 5 else "test"
+            found[split].append((f"u{group}-{user}", "likes", f"i{group}-{item}"))
+    for group in range(GROUPS):
+        found["train"] += [(f"i{group}-{i}", "is like", f"i{group}-{i + 1}") for i in range(9)]
+    return found
+
+
+def good_for(share: float) -> Vectors:
+    """A vector points to its group; of the users that come last, to the next group."""
+
+    def vector(kind: str, key: str) -> NDArray[np.float32]:
+        group = group_of(key)
+        if kind == "user" and int(key.split("-")[1]) >= share * USERS:
+            group += 1
+        return np.eye(GROUPS, dtype=np.float32)[group % GROUPS]
+
+    return vector
+
+
+@pytest.fixture(scope="module")
+def graph(make_graph: MakeGraph) -> Graph:
+    return make_graph(edges(), RELATIONS, {"user": 2})
+
+
+class Shop:
+    def __init__(self, graph: Graph, make: MakeTrained, folder: Path) -> None:
+        self.graph, self._make, self.folder = graph, make, folder
+        self.root, self.uses = folder / "published", folder / releases.USES
+
+    def judge(self, *conditions: str, **settings: Any) -> ListGate:
+        config = GateConfig(conditions=list(conditions), **settings)
+        return ListGate(self.graph, self.root, self.uses, config, ["likes"])
+
+    def trained(self, share: float, graph: Graph | None = None) -> Trained:
+        model = ModelConfig(dim=GROUPS, comparator="dot")
+        return self._make(graph or self.graph, model, good_for(share), name=f"checkpoint-{share}")
+
+    def publish(self, share: float, judge: ListGate, keep: int = 3, graph: Any = None) -> Decision:
+        settings, metrics = {"run": {"dir": "x"}}, {"checkpoint": f"of {share}"}
+        config = PublishConfig(golden=4, keep=keep)
+        return publish(self.trained(share, graph), self.root, config, settings, metrics, judge)[1]
+
+    def live(self) -> str:
+        return published.current(self.root)
+
+    def json(self, version: str, name: str) -> Any:
+        return json.loads((self.root / version / name).read_text())
+
+
+@pytest.fixture
+def shop(graph: Graph, make_trained: MakeTrained, tmp_path: Path) -> Shop:
+    return Shop(graph, make_trained, tmp_path)
+
+
+def of_plain_loops(share_new: float, share_old: float) -> dict[str, float]:
+    """Hits, recall and changed lists among the first 5 of the group's items that were not liked: by
+    plain loops, equal scores in the order of ids."""
+    liked: Mapping[str, dict[str, set[str]]] = {"train": {}, "test": {}}
+    for split, rows in edges().items():
+        for lhs, relation, rhs in rows:
+            if relation == "likes":
+                liked[split].setdefault(lhs, set()).add(rhs)
+    hit = {"new": 0, "old": 0}
+    for user, wanted in liked["test"].items():
+        for name, share in (("new", share_new), ("old", share_old)):
+            # 5 of 10 items of the group are left, and both that are wanted are among them.
+            assert len(wanted) == 2
+            hit[name] += int(user.split("-")[1]) < share * USERS
+    return {name: count / USERS for name, count in hit.items()}
+
+
+def test_what_is_better_goes_live_and_what_is_worse_does_not(shop: Shop) -> None:
+    judge = shop.judge(BETTER)
+    first = shop.publish(0.5, judge)
+    assert first.promoted and first.compared_with is None and shop.live() == "v000001"
+    assert first.sentences == [f"likes/{BETTER}: skipped, no version is live yet"]
+    worse = shop.publish(0.0, judge)
+    assert not worse.promoted and worse.compared_with == "v000001" and shop.live() == "v000001"
+    better = shop.publish(1.0, judge)
+    assert better.promoted and shop.live() == "v000003"
+
+    truth = of_plain_loops(1.0, 0.5)
+    [outcome] = better.outcomes
+    assert outcome.verdict == "pass" and outcome.users == USERS == better.askers["likes"]
+    assert (outcome.new, outcome.old) == (truth["new"], truth["old"]) == (1.0, 0.5)
+    assert outcome.value == 0.5 and outcome.changed == 0.5 and outcome.unknown == 0
+    assert (outcome.only_new_hits, outcome.only_old_hits) == (USERS / 2, 0)
+    assert outcome.mcnemar_p == pytest.approx(2 * 0.5 ** (USERS / 2))
+    assert [outcome.verdict for outcome in worse.outcomes] == ["fail"]
+
+
+def test_every_decision_leaves_a_line_and_a_use(shop: Shop) -> None:
+    judge = shop.judge(BETTER)
+    for share in (0.5, 0.0, 1.0):
+        shop.publish(share, judge)
+    lines = releases.trace(shop.root)
+    assert [(line.was, line.to, line.moved) for line in lines] == [
+        (None, "v000001", True),
+        ("v000001", "v000002", False),
+        ("v000001", "v000003", True),
+    ]
+    assert [line.use for line in lines] == [None, 1, 2]  # the first had nothing to be asked about
+    assert lines[1].test_set == lines[2].test_set is not None
+    assert lines[1].conditions[0]["verdict"] == "fail"
+    assert releases.uses_of(shop.uses, judge.files())[0].uses == 2
+    assert releases.roll_back(shop.root).to == "v000001"
+
+
+def test_a_version_says_what_it_is_made_of_and_what_the_gate_said(shop: Shop) -> None:
+    judge = shop.judge(BETTER, "changed@5 < 0.6")
+    for share in (0.5, 1.0):
+        shop.publish(share, judge)
+    card = shop.json("v000002", "card.json")
+    assert card["version"] == "v000002" and card["name"] == "x"
+    assert card["created"] == published.read_manifest(shop.root, "v000002").created
+    assert card["data"]["graph_digest"] == shop.graph.digest
+    assert card["data"]["edges"]["test"] == {"likes": 2 * USERS}
+    assert {source["path"].rsplit("/")[-1] for source in card["data"]["sources"]} == {
+        "train.tsv",
+        "test.tsv",
+    }
+    assert all(len(source["sha256"]) == 64 for source in card["data"]["sources"])
+    assert card["metrics"] == {"checkpoint": "of 1.0"} and card["software"]["torch"]
+    gate = card["gate"]
+    assert gate["promoted"] and gate["compared_with"] == "v000001" and gate["use"] == 1
+    assert [one["verdict"] for one in gate["outcomes"]] == ["pass", "pass"]
+    page = (shop.root / "v000002/CARD.md").read_text()
+    assert "# x v000002" in page and "compared with v000001" in page
+    assert f"likes/{BETTER}: pass: 0.5 [" in page and "likes/changed@5 < 0.6: pass: 0.5" in page
+    files = published.open_version(shop.root, "v000002").manifest.files
+    assert {"card.json", "CARD.md"} <= set(files)
+    assert bytes(published.open_version(shop.root).file("CARD.md")).decode() == page
+
+
+def test_without_conditions_golden_queries_alone_decide(shop: Shop) -> None:
+    for share in (1.0, 0.0):
+        decision = shop.publish(share, shop.judge())
+        assert decision.promoted and decision.outcomes == () and decision.use is None
+    assert shop.live() == "v000002" and not shop.uses.exists()
+    assert "no conditions but the golden queries" in (shop.root / "v000002/CARD.md").read_text()
+
+
+def test_the_first_version_is_held_to_what_it_can_be(shop: Shop) -> None:
+    conditions = (BETTER, "hit_rate@5: new > 0.5 +- 0.2 at 0.9", "changed@5 < 0.1")
+    poor = shop.publish(0.2, shop.judge(*conditions))
+    assert [one.verdict for one in poor.outcomes] == ["skipped", "fail", "skipped"]
+    assert not (shop.root / "CURRENT").exists() and published.versions(shop.root) == ["v000001"]
+    assert shop.publish(1.0, shop.judge(*conditions)).promoted and shop.live() == "v000002"
+    assert releases.before(shop.root, "v000002") is None
+
+
+def test_limits_need_no_labels_and_use_nothing_up(shop: Shop) -> None:
+    judge = shop.judge("changed@5 < 0.3", "coverage@5: new - old > -0.1", "gini@5: new < 0.9")
+    shop.publish(1.0, judge)
+    near, far = shop.publish(0.8, judge), shop.publish(0.5, judge)
+    assert near.promoted and near.outcomes[0].value == pytest.approx(0.2)
+    assert not far.promoted and far.outcomes[0].value == pytest.approx(0.3)  # .8 and .5 differ so
+    assert not shop.uses.exists() and near.outcomes[1].value is not None
+
+
+def test_a_test_set_that_is_used_up_lets_nothing_live_and_shows_nothing(shop: Shop) -> None:
+    judge = shop.judge(BETTER, max_uses=2)
+    for share in (0.5, 0.0, 0.1):
+        shop.publish(share, judge)
+    refused = shop.publish(1.0, judge)
+    assert not refused.promoted and refused.outcomes == () and shop.live() == "v000001"
+    assert "The test set has decided 2 times" in refused.why
+    assert "Hold out other events" in (shop.root / "v000004/CARD.md").read_text()
+    text = (shop.root / "v000004/card.json").read_text() + (shop.root / "gate.jsonl").read_text()
+    assert '"outcomes": []' in text
+
+
+def test_too_few_users_decide_nothing(shop: Shop) -> None:
+    judge = shop.judge("hit_rate@5: new - old > 0 +- 0.01 at 0.999", mode="fn-free")
+    shop.publish(0.0, judge)
+    found = shop.publish(1.0, judge)
+    [outcome] = found.outcomes
+    assert outcome.verdict == "not enough users" and not found.promoted
+    assert outcome.needed is not None and outcome.needed > USERS
+    assert outcome.supported is not None and 0.1 < outcome.supported < 1
+
+
+@pytest.mark.parametrize(("mode", "promoted"), [("fp-free", False), ("fn-free", True)])
+def test_what_is_not_known_is_for_the_mode_to_say(mode: str, promoted: bool, shop: Shop) -> None:
+    judge = shop.judge(BETTER, mode=mode)
+    shop.publish(0.5, judge)
+    found = shop.publish(0.6, judge)
+    assert [one.verdict for one in found.outcomes] == ["unknown"]
+    assert found.promoted == promoted
+
+
+def test_people_whom_the_live_version_does_not_know_get_nothing_of_it_and_are_counted(
+    shop: Shop, make_graph: MakeGraph
+) -> None:
+    known = edges()
+    some = {
+        split: [row for row in rows if row[0][0] == "i" or int(row[0].split("-")[1]) < 300]
+        for split, rows in known.items()
+    }
+    small = make_graph(some, RELATIONS)
+    assert shop.publish(1.0, shop.judge(), graph=small).promoted
+    found = shop.publish(1.0, shop.judge(BETTER))
+    [outcome] = found.outcomes
+    assert outcome.unknown == 100 and outcome.old == 0.75 and outcome.new == 1.0
+    assert "100 are unknown to the live version, which gets 0 for them" in outcome.sentence
+
+
+def test_what_the_live_version_never_learnt_or_lost_is_nothing_to_compare_with(
+    shop: Shop, make_graph: MakeGraph
+) -> None:
+    likes = {split: [r for r in rows if r[1] == "likes"] for split, rows in edges().items()}
+    other = make_graph(
+        {"train": [(a, "wants", b) for a, _, b in likes["train"]]}, {"wants": ("user", "item")}
+    )
+    shop.publish(1.0, shop.judge(), graph=other)
+    found = shop.publish(0.1, shop.judge(BETTER))
+    assert found.promoted and found.outcomes[0].why == (
+        "v000001, which is live, has no relation likes"
+    )
+    (shop.root / "v000002/golden.json").write_text("")
+    mended = shop.publish(0.0, shop.judge(BETTER))
+    assert mended.promoted and "the live version is damaged" in mended.outcomes[0].why
+    assert mended.compared_with is None and mended.live == "v000002"
+
+
+def test_of_nobody_to_ask_nothing_is_let_live(shop: Shop) -> None:
+    """The split is empty, and a mean of nothing is no number."""
+    judge = shop.judge(BETTER, "changed@5 < 1", split="valid")
+    shop.publish(1.0, judge)
+    found = shop.publish(1.0, judge)
+    assert [one.verdict for one in found.outcomes] == ["not enough users", "fail"]
+    assert found.outcomes[0].value is None and found.outcomes[0].users == 0 and not found.promoted
+    assert "no value" in found.outcomes[1].sentence
+
+
+@pytest.mark.parametrize(
+    ("condition", "sentence"),
+    [
+        ("likes/recall@51: new > 0 +- 0.1 at 0.9", "a list of 51 is longer than all 50 item "),
+        ("like/recall@5: new > 0 +- 0.1 at 0.9", "no lists of like. Did you mean likes?"),
+        ("user_auc: new > 0 +- 0.1 at 0.9", "user_auc is of a [ranker]; of lists there are recall"),
+    ],
+)
+def test_what_lists_can_not_be_asked_is_refused_before_a_version_is_made(
+    condition: str, sentence: str, shop: Shop
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        shop.publish(1.0, shop.judge(condition))
+    assert sentence in str(error.value) and published.versions(shop.root) == []
+
+
+def test_where_there_are_lists_of_several_relations_a_condition_names_one(shop: Shop) -> None:
+    several = ListGate(shop.graph, shop.root, shop.uses, GateConfig(conditions=[BETTER]))
+    with pytest.raises(ConfigError, match=r"lists of likes, is like: name one, such as likes/hit_"):
+        shop.publish(1.0, several)
+    named = GateConfig(conditions=[f"likes/{BETTER}", "is like/changed@5 < 0.5"])
+    with_both = ListGate(shop.graph, shop.root, shop.uses, named)
+    shop.publish(0.0, with_both)
+    found = shop.publish(1.0, with_both)
+    assert [one.verdict for one in found.outcomes] == ["pass", "fail"]  # nobody is asked of it
+    assert found.askers == {"likes": USERS, "is like": 0}
+
+
+def test_old_versions_go_but_not_what_waits_at_the_gate_nor_what_was_live_before(
+    shop: Shop,
+) -> None:
+    judge = shop.judge("hit_rate@5: new > 0.5 +- 0.3 at 0.9")
+    for share in (0.9, 1.0, 0.0, 0.0, 0.0):
+        shop.publish(share, judge, keep=1)
+    assert shop.live() == "v000002"
+    assert published.versions(shop.root) == ["v000001", "v000002", "v000005"]
+
+
+# --- kills ----------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches kill -9; folders are left as they are."""
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> None:
+    def die(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    monkeypatch.setattr(module, name, die)
+
+
+@pytest.mark.parametrize("at", ["record", "set_current"])
+def test_a_kill_between_version_and_current_is_made_good(
+    at: str, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = shop.judge(BETTER)
+    shop.publish(0.0, judge)
+    with monkeypatch.context() as patch:
+        kill_at(patch, releases if at == "record" else published, at)
+        with pytest.raises(Killed):
+            shop.publish(1.0, judge)
+    assert published.versions(shop.root) == ["v000001", "v000002"] and shop.live() == "v000001"
+    assert resumed(shop.root, "v000002", 3) and shop.live() == "v000002"
+    assert [line.to for line in releases.trace(shop.root)] == ["v000001", "v000002"]
+    assert releases.before(shop.root, "v000002") == "v000001"
+    assert releases.uses_of(shop.uses, judge.files())[0].uses == 1
+
+
+def test_a_kill_before_the_version_is_whole_still_counts_its_use(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = shop.judge(BETTER)
+    shop.publish(0.0, judge)
+    with monkeypatch.context() as patch:
+        kill_at(patch, published.Draft, "add")
+        with pytest.raises(Killed):
+            shop.publish(1.0, judge)
+    assert published.versions(shop.root) == ["v000001"]
+    assert releases.uses_of(shop.uses, judge.files())[0].uses == 1
+
+
+@pytest.mark.parametrize("how", ["kept back", "gone back from", "another is live"])
+def test_what_was_not_let_live_does_not_slip_in_later(how: str, shop: Shop) -> None:
+    judge = shop.judge(BETTER)
+    shop.publish(0.5, judge)
+    shop.publish(0.0 if how == "kept back" else 1.0, judge)
+    if how == "gone back from":
+        releases.roll_back(shop.root)
+    if how == "another is live":
+        releases.roll_back(shop.root)
+        shop.publish(0.5, shop.judge())
+    before = shop.live()
+    assert not resumed(shop.root, "v000002", 3)
+    assert shop.live() == before != "v000002"
+
+
+def test_a_value_that_is_not_known_is_null_in_the_card(shop: Shop) -> None:
+    judge = shop.judge(BETTER, "novelty@5: new > 1", split="valid")
+    shop.publish(1.0, judge)
+    text = (shop.root / "v000001/card.json").read_text()
+    assert "NaN" not in text

@@ -1,0 +1,148 @@
+"""The trace says what was live when, whatever is killed; a test set decides as often as it may."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from partitions import published, releases
+from partitions.errors import BusyError, DataError
+from partitions.releases import Kind, Move, count_use, record, roll_back, trace, uses_of
+
+
+def add(root: Path) -> str:
+    """A version with nothing in it."""
+    with published.new_version(root) as draft:
+        draft.finish(
+            created="", dim=1, comparator="dot", graph_digest="", entity_types=[], relations=[]
+        )
+    return draft.name
+
+
+def move(root: Path, to: str, *, moved: bool = True, kind: Kind = "decision") -> None:
+    record(root, Move(time="now", kind=kind, was=releases.live(root), to=to, moved=moved))
+
+
+def test_the_trace_is_added_to_and_current_follows(tmp_path: Path) -> None:
+    assert trace(tmp_path) == [] and releases.live(tmp_path) is None
+    move(tmp_path, add(tmp_path))
+    move(tmp_path, add(tmp_path), moved=False)
+    assert published.current(tmp_path) == "v000001"
+    first, second = trace(tmp_path)
+    assert (first.was, first.to, first.moved) == (None, "v000001", True)
+    assert (second.was, second.to, second.moved) == ("v000001", "v000002", False)
+    lines = (tmp_path / "gate.jsonl").read_text().splitlines()
+    assert [json.loads(line)["to"] for line in lines] == ["v000001", "v000002"]
+
+
+def test_going_back_twice_goes_back_two_versions(tmp_path: Path) -> None:
+    for _ in range(3):
+        move(tmp_path, add(tmp_path))
+    assert roll_back(tmp_path).to == "v000002" == published.current(tmp_path)
+    assert roll_back(tmp_path).to == "v000001" == published.current(tmp_path)
+    with pytest.raises(DataError) as error:
+        roll_back(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / 'gate.jsonl'} does not say what was live before v000001. Name a version: "
+        "--to with one of v000001, v000002, v000003."
+    )
+    assert roll_back(tmp_path, "v000003").was == "v000001"
+    assert [one.kind for one in trace(tmp_path)][3:] == ["rollback"] * 3
+
+
+def test_going_back_skips_what_never_was_live(tmp_path: Path) -> None:
+    move(tmp_path, add(tmp_path))
+    move(tmp_path, add(tmp_path), moved=False)
+    move(tmp_path, add(tmp_path))
+    assert releases.kept(tmp_path) == {"v000001"}
+    assert roll_back(tmp_path).to == "v000001" and releases.kept(tmp_path) == set()
+
+
+def test_going_back_to_what_is_not_there_changes_nothing(tmp_path: Path) -> None:
+    for _ in range(2):
+        move(tmp_path, add(tmp_path))
+    before = trace(tmp_path)
+    for to, sentence in (
+        ("v000009", r"has no version v000009\. Did you mean v00000\d\?"),
+        ("v000002", "v000002 is live already"),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            roll_back(tmp_path, to)
+    assert trace(tmp_path) == before and published.current(tmp_path) == "v000002"
+
+
+def test_nothing_is_gone_back_from_while_a_version_is_written(tmp_path: Path) -> None:
+    for _ in range(2):
+        move(tmp_path, add(tmp_path))
+    with published.new_version(tmp_path) as draft:
+        with pytest.raises(BusyError, match="publishing into"):
+            roll_back(tmp_path)
+        draft.finish(
+            created="", dim=1, comparator="dot", graph_digest="", entity_types=[], relations=[]
+        )
+    assert published.current(tmp_path) == "v000002"
+
+
+@pytest.mark.parametrize("kept", [1, 40, -1])
+def test_half_a_line_of_a_killed_writer_is_no_line(kept: int, tmp_path: Path) -> None:
+    for _ in range(2):
+        move(tmp_path, add(tmp_path))
+    path = tmp_path / "gate.jsonl"
+    first, second = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second[:kept])
+    assert [one.to for one in trace(tmp_path)] == ["v000001"]
+    move(tmp_path, "v000002")
+    assert [one.to for one in trace(tmp_path)] == ["v000001", "v000002"]
+    assert path.read_bytes().startswith(first)
+
+
+def test_an_altered_trace_is_refused(tmp_path: Path) -> None:
+    move(tmp_path, add(tmp_path))
+    (tmp_path / "gate.jsonl").write_text('{"time": 3}\n')
+    with pytest.raises(DataError, match=r"gate\.jsonl was altered: a line of it can't be read\."):
+        trace(tmp_path)
+
+
+# --- uses -----------------------------------------------------------------------------------------
+
+
+def test_each_verdict_is_a_use_until_there_are_none_left(tmp_path: Path) -> None:
+    path = tmp_path / "uses.json"
+    assert [count_use(path, "d", ["a", "b"], 2, "full") for _ in range(2)] == [1, 2]
+    with pytest.raises(releases.Refused, match="The test set has decided 2 times, as "):
+        count_use(path, "d", ["a", "b"], 2, "full")
+    [known] = uses_of(path, ["a"])
+    assert known.uses == 2 and known.files == ["a", "b"] and uses_of(path, ["c"]) == []
+    assert count_use(path, "e", ["c"], 2, "full") == 1
+
+
+def test_a_test_set_that_grew_has_decided_as_often_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "uses.json"
+    for _ in range(3):
+        count_use(path, "one", ["a"], 5, "full")
+    assert count_use(path, "more", ["a", "b"], 5, "full") == 4
+    assert count_use(path, "rest", ["b"], 5, "full") == 5
+    assert count_use(path, "one", ["a"], 5, "full") == 5  # its second is of another set
+
+
+@pytest.mark.parametrize("rules", [(3, "full"), (2, "none")])
+def test_the_rules_of_a_test_set_stay_those_it_began_with(
+    rules: tuple[int, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "uses.json"
+    count_use(path, "d", ["a"], 2, "full")
+    before = path.read_bytes()
+    with pytest.raises(
+        releases.Refused, match=r'began to decide under 2 and "full"\. Set them back'
+    ):
+        count_use(path, "d", ["a"], *rules)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"test_sets": [{"digest": 3}]}', "[]"])
+def test_altered_counts_are_refused(content: Any, tmp_path: Path) -> None:
+    path = tmp_path / "uses.json"
+    path.write_text(content)
+    with pytest.raises(DataError, match="put it back"):
+        count_use(path, "d", ["a"], 2, "full")
