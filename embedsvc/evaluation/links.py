@@ -107,16 +107,16 @@ class LinkRanks:
 
     def by_degree(
         self, degrees: NDArray[np.int64], ties: Ties = "pessimistic"
-    ) -> dict[str, dict[str, float]]:
+    ) -> list[dict[str, Any]]:
         """By how many training edges the entity has whose rank it is; of bands that have any.
 
         degrees: int64 [2, edges], see `train_degrees`.
         """
         ranks, bands = self.both(ties), bands_of(degrees)
-        return {
-            name: {"ranks": int(np.sum(band))} | summary(ranks[band])
+        return [
+            {"degree": name, "ranks": int(np.sum(band))} | summary(ranks[band])
             for name, band in bands.items()
-        }
+        ]
 
     def intervals(self, ties: Ties = "pessimistic") -> dict[str, Interval]:
         """95 % intervals of MRR and Hits@k over edges, the two ends of one averaged first."""

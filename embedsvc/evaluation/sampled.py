@@ -210,12 +210,13 @@ def sample_links(
                     left = _first_left(known, start, stop, len(ids), num_candidates)
                     out = Pairs(*np.nonzero(~left))
                     none = np.zeros(len(out.query), np.bool_)
-                    higher, equal, *_ = scorer.count(start, stop, candidates, out, none)
+                    needed = candidates[: left.shape[1]]
+                    higher, equal, *_ = scorer.count(start, stop, needed, out, none)
                     num_drawn = left.sum(axis=1)
                     unscored = scorer.unscored_Q[start:stop]
                     places.above[into[start:stop]] = np.where(unscored, num_drawn, higher + equal)
                     places.num_drawn[into[start:stop]] = num_drawn
-                    progress((stop - start) * len(ids))
+                    progress(left.size)
         sides[side] = places
     return SampledLinks(sides, num_candidates, seed)
 
@@ -236,8 +237,11 @@ def _known_places(queries: Queries, ids: Ids) -> Pairs:
 
 
 def _first_left(known: Pairs, start: int, stop: int, num_drawn: int, num: int) -> NDArray[np.bool_]:
-    """bool [queries, num_drawn]: of each query, the first `num` that are not known."""
+    """bool [queries, up to num_drawn]: of each query, the first `num` that are not known; as far as
+    the last query needs."""
     lo, hi = np.searchsorted(known.query, [start, stop])
     left = np.ones((stop - start, num_drawn), np.bool_)
     left[known.query[lo:hi] - start, known.row[lo:hi]] = False
-    return left & (np.cumsum(left, axis=1, dtype=np.int32) <= num)
+    so_far = np.cumsum(left, axis=1, dtype=np.int32)
+    needed = 1 + int(np.max(np.sum(so_far < num, axis=1)))
+    return (left & (so_far <= num))[:, :needed]

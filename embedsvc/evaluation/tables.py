@@ -59,14 +59,14 @@ def links_table(report: Numbers, split: str) -> Table:
     table = _ranks_table(f"Filtered ranks of {report['edges']:,} {split} edges, both sides{ties}")
     other = "realistic" if report["ties"] == "pessimistic" else "pessimistic"
     _add_ranks(table, "both sides", report)
-    ends = (report["intervals"][name] for name in _SHARES)
-    table.add_row("  95 % interval", *(f"{e['low']:.4f}-{e['high']:.4f}" for e in ends))
+    for label, end in (("  95 % from", "low"), ("  to", "high")):
+        table.add_row(label, *(f"{report['intervals'][name][end]:.4f}" for name in _SHARES))
     _add_ranks(table, f"  ties {other}", report[other])
     _add_ranks(table, "  raw", report["raw"])
     for side, row in report["by_side"].items():
         _add_ranks(table, side, row)
-    for degree, row in report["by_degree"].items():
-        _add_ranks(table, f"{row['ranks']:,} of degree {degree}", row)
+    for row in report["by_degree"]:
+        _add_ranks(table, f"degree {row['degree']}: {row['ranks']:,}", row)
     if 1 < len(report["by_relation"]) <= 12:
         for relation, row in report["by_relation"].items():
             _add_ranks(table, relation, row)

@@ -12,6 +12,7 @@ from embedsvc.config import ModelConfig
 from embedsvc.edge_ids import EdgeIds
 from embedsvc.evaluation import links
 from embedsvc.evaluation.links import rank_links, train_degrees
+from embedsvc.evaluation.tables import links_notes, links_table
 from embedsvc.graph.comparators import COMPARATORS
 from embedsvc.graph.operators import OPERATORS
 from embedsvc.trained import Trained
@@ -376,7 +377,7 @@ def test_no_edges_have_no_ranks(graphs: dict[int, Graph], make_trained: MakeTrai
     assert np.isnan(found.summary()["mrr"])
     assert found.by_relation(list(RELATIONS)) == {}
     assert np.isnan(found.intervals()["mrr"].value)
-    assert found.by_degree(train_degrees(trained, edges)) == {}
+    assert found.by_degree(train_degrees(trained, edges)) == []
     assert found.num_unscored == found.num_beside_unscored == 0
 
 
@@ -452,7 +453,7 @@ def test_degree_bands_equal_a_plain_count(
             assert degrees[row, at] == degree
             name = "0" if degree < 1 else "1-2" if degree < 3 else "3-9" if degree < 10 else "10-99"
             bands.setdefault(name, []).append(int(getattr(found, side)[at]))
-    report = found.by_degree(degrees)
+    report = {band["degree"]: band for band in found.by_degree(degrees)}
     assert len(report) > 2 and set(report) == set(bands)
     assert list(report) == [name for name in ("0", "1-2", "3-9", "10-99") if name in report]
     for name, ranks in bands.items():
@@ -465,7 +466,7 @@ def test_degree_bands_have_the_names_that_people_give_them() -> None:
     side = side_of(*(np.zeros((4, 4), int).tolist()))
     found = links.LinkRanks({"lhs": side, "rhs": side}, np.zeros(4, np.int64))
     degrees = np.array([[0, 2, 9, 99], [999, 1000, 10, 100_000]])
-    bands = {name: part["ranks"] for name, part in found.by_degree(degrees).items()}
+    bands = {band["degree"]: band["ranks"] for band in found.by_degree(degrees)}
     assert bands == {"0": 1, "1-2": 1, "3-9": 1, "10-99": 2, "100-999": 1, "1000+": 2}
 
 
@@ -500,10 +501,14 @@ def test_the_report_has_both_ways_to_count_ties_and_both_settings() -> None:
         assert report["by_side"]["lhs"]["mrr"] == pytest.approx(np.mean(1 / np.array(wanted[:3])))
         by_b = np.array([wanted[i] for i in (1, 2, 4, 5)])
         assert report["by_relation"]["b"]["mrr"] == pytest.approx(np.mean(1 / by_b))
-        assert report["by_degree"]["0"]["mean_rank"] == pytest.approx((wanted[0] + wanted[5]) / 2)
+        assert report["by_degree"][0]["mean_rank"] == pytest.approx((wanted[0] + wanted[5]) / 2)
         assert report["intervals"]["mrr"]["value"] == pytest.approx(report["mrr"])
         assert report["pessimistic"]["mean_rank"] == pytest.approx(np.mean(pessimistic))
         assert report["realistic"]["mean_rank"] == pytest.approx(np.mean(realistic))
     assert found["raw"]["mean_rank"] == pytest.approx(np.mean(raw))
     assert other["raw"]["mean_rank"] == pytest.approx(np.mean(raw_realistic))
     assert found["nan_edges"] == found["nan_candidates"] == 0
+    assert links_notes(found) == []
+    assert len(links_notes(found | {"nan_edges": 2, "nan_candidates": 3})) == 2
+    table = links_table(found, "test")
+    assert table.row_count == 1 + 2 + 2 + 2 + len(found["by_degree"]) + 2

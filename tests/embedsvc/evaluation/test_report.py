@@ -112,8 +112,8 @@ def test_the_page_says_what_was_found(make: Callable[..., Trained], tmp_path: Pa
     assert f"both ends 40 {whole['mrr']:.4f} [{mrr['low']:.4f}, {mrr['high']:.4f}]" in shown
     assert f"rhs 40 {whole['by_side']['rhs']['mrr']:.4f} [" in shown
     assert f"nothing left out 40 {whole['raw']['mrr']:.4f} [" in shown
-    for band, row in whole["by_degree"].items():
-        assert f"{band} {row['ranks']} {row['mrr']:.4f} [" in shown
+    for row in whole["by_degree"]:
+        assert f"{row['degree']} {row['ranks']} {row['mrr']:.4f} [" in shown
     worst = min(whole["by_relation"], key=lambda name: whole["by_relation"][name]["mrr"])
     assert f"mean rank {worst} {whole['by_relation'][worst]['edges']} " in shown
     assert re.findall(r"<h3>(user|item)</h3>", text) == ["user", "item"] * 2
