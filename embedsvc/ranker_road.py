@@ -101,13 +101,14 @@ class RankerRoad:
         return report
 
     def evaluate(self, *, if_needed: bool = False, through: str | None = None) -> dict[str, Any]:
-        from embedsvc.evaluation.rankers import judge
+        from embedsvc.evaluation.rankers import clicks_of, report_of, said_by
         from embedsvc.ranking.trained import TrainedRanker
         from embedsvc.training.ranker import check_files
 
         if through is not None:
             raise ConfigError(f"{self.settings.name}: --through compares lists; [ranker] has none.")
-        split = self.settings.table("eval", EvalConfig).split
+        config = self.settings.table("eval", EvalConfig)
+        split = config.split
         if not getattr(self.config, split):
             sentence = (
                 f"{self.settings.name}: [eval] split = {split!r}, but ranker.{split} names no rows"
@@ -121,12 +122,23 @@ class RankerRoad:
         self._check_current(trained)
         with rows_bar(self.console) as bar:
             task = bar.add_task("eval", total=None)
-            result = judge(trained, self.config, split, lambda rows: bar.advance(task, rows))
+            found = clicks_of(
+                said_by(trained), self.config, split, lambda rows: bar.advance(task, rows)
+            )
+        result = report_of(*found)
         result |= {"checkpoint": trained.digest, "calibration": trained.calibration_digest}
         result["split"] = split
         result["seconds"] = round(time.perf_counter() - start, 2)
         self._print(result)
-        durable.write_json(self.folders.checkpoint / EVALUATION, durable.without_nan(result))
+        path = self.folders.checkpoint / EVALUATION
+        durable.write_json(path, durable.without_nan(result))
+        if config.report:
+            from embedsvc.evaluation import ranker_report
+
+            title = f"Evaluation of {self.folders.path}"
+            shown = ranker_report.Evaluated(result, found[1], self.config)
+            html = ranker_report.write(path.with_suffix(".html"), title, shown, self.published)
+            self._say(f"eval: figures and calibration in {html}")
         return result
 
     def _check_current(self, trained: "TrainedRanker") -> None:

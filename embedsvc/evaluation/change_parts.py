@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 
 from embedsvc import pages
-from embedsvc.evaluation.changes import EntityChange, ListChange, VectorDrift
+from embedsvc.evaluation.changes import EntityChange, ListChange, RowChange, VectorDrift
 
 
 def list_parts(one: ListChange) -> Iterator[str]:
@@ -61,3 +61,22 @@ def entity_parts(
     for name, drift in vectors.items():
         if drift.why:
             yield pages.note(f"{name}: no cosine, as {drift.why}.")
+
+
+def row_parts(row: RowChange) -> Iterator[str]:
+    yield pages.heading(f"Probabilities of {row.label}")
+    units = f"{row.rows:,} rows; intervals draw rows"
+    if row.users is not None:
+        units = f"{row.rows:,} rows of {row.users:,} users; intervals draw users"
+    yield pages.note(f"{units}. A lower log loss is better.")
+    rows = {"AUC": row.auc, "log loss": row.log_loss}
+    yield pages.table(
+        ("", "old", "new", "difference"),
+        [(name, *map(pages.spread, intervals)) for name, intervals in rows.items()],
+    )
+    yield pages.dots(
+        f"Differences of {row.label}",
+        [(name, intervals[2]) for name, intervals in rows.items()],
+        zero=True,
+    )
+    yield pages.facts({"mean change of a probability": pages.number(row.moved)})

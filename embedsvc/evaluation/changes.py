@@ -1,4 +1,4 @@
-"""What changed between two models, or two versions of one: lists, entities, vectors.
+"""What changed between two models, or two versions of one: lists, entities, vectors, probabilities.
 
 The same askers are asked about in both, and what is compared are pairs: so a difference has an
 interval far narrower than those of the two figures. An asker whom one of the two does not know has
@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from embedsvc.edge_ids import Ids
+from embedsvc.evaluation import clicks
 from embedsvc.evaluation.lists import Asked, Judged
 from embedsvc.evaluation.significance import Interval, holm, paired_each
 
@@ -78,6 +79,18 @@ class VectorDrift:
     num_judged: int
     cosine: float
     why: str = ""
+
+
+@dataclass(frozen=True)
+class RowChange:
+    """Two rankers on the rows that have a label; intervals draw users, or rows without them."""
+
+    label: str
+    rows: int
+    users: int | None
+    auc: tuple[Interval, Interval, Interval]  # old, new, new - old
+    log_loss: tuple[Interval, Interval, Interval]  # lower is better
+    moved: float  # mean of |new - old| probability
 
 
 def changes_of(old: Judged, new: Judged, asked: Asked) -> ListChange:
@@ -204,3 +217,19 @@ def settings_changed(
         elif was != now:
             found[name] = (was, now)
     return found
+
+
+def row_change(label: str, old: clicks.Clicks, new: clicks.Clicks) -> RowChange:
+    """Of the same rows, of which some count."""
+    whose = np.arange(len(new)) if new.user is None else new.user
+    said = [new.probability, old.probability]
+    found = {
+        name: judge(said, new.label, whose, weight=new.weight)
+        for name, judge in (("auc", clicks.paired_auc), ("log_loss", clicks.paired_log_loss))
+    }
+    moved = float(np.average(np.abs(said[0] - said[1]), weights=new.weight))
+    users = None if new.user is None else len(np.unique(new.user))
+    auc, log_loss = (
+        (values[1], values[0], less[0]) for values, less in (found["auc"], found["log_loss"])
+    )
+    return RowChange(label, len(new), users, auc, log_loss, moved)

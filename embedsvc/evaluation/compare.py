@@ -23,10 +23,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from embedsvc.evaluation import changes, clicks
-from embedsvc.evaluation.changes import EntityChange, ListChange, VectorDrift
+from embedsvc.evaluation.changes import EntityChange, ListChange, RowChange, VectorDrift
 from embedsvc.evaluation.lists import Asked, Progress, judge
 from embedsvc.evaluation.rankers import Probabilities, clicks_of
-from embedsvc.evaluation.significance import Interval
 from embedsvc.evaluation.sources import OfVersion
 from embedsvc.ranking.config import RankerConfig
 from partitions import config as settings_file
@@ -79,18 +78,6 @@ class About:
     bytes: dict[str, int]  # by what it is for: vectors, indexes, keys, seen, ranker, other
     indexes: dict[str, str]  # "item score" -> "exact dot"
     eval_s: float | None  # how long its evaluation took
-
-
-@dataclass(frozen=True)
-class RowChange:
-    """Two rankers on the rows that have a label; intervals draw users, or rows without them."""
-
-    label: str
-    rows: int
-    users: int | None
-    auc: tuple[Interval, Interval, Interval]  # old, new, new - old
-    log_loss: tuple[Interval, Interval, Interval]  # lower is better
-    moved: float  # mean of |new - old| probability
 
 
 @dataclass(frozen=True)
@@ -168,10 +155,10 @@ def _check_kinds(old: Opened, new: Opened, *, ranker: bool) -> None:
             "versions of one kind."
         )
     if old.is_ranker != ranker:
-        with_, rows = ("with", "[ranker]") if old.is_ranker else ("without", "[ranker]")
+        how = "with" if old.is_ranker else "without"
         raise ConfigError(
             f"{old.name} and {new.name} are {kinds[old.is_ranker]}: give the TOML file of such a "
-            f"run, {with_} {rows}."
+            f"run, {how} [ranker]."
         )
 
 
@@ -296,11 +283,7 @@ def compare_rankers(
 ) -> Comparison:
     """config: of the run as it is set now, which says what a split's rows are, and whose."""
     _check_kinds(old, new, ranker=True)
-    files = [RankerFiles(each.folder / FOLDER) for each in (old, new)]
-    before, after = (
-        clicks_of(said_by(part), _reading(each, config, split), split, progress)[1]
-        for each, part in zip((old, new), files, strict=True)
-    )
+    before, after = (clicks_of_version(each, config, split, progress) for each in (old, new))
     notes = [
         f"Only {name} knows the labels {', '.join(rest)}."
         for name, rest in (
@@ -312,7 +295,7 @@ def compare_rankers(
     rows = []
     for label in (label for label in after if label in before):
         if after[label].weight.sum() > 0:
-            rows.append(_row_change(label, before[label], after[label]))
+            rows.append(changes.row_change(label, before[label], after[label]))
         else:
             notes.append(f"{label}: no row of the {split} split has it.")
     return Comparison(
@@ -324,19 +307,15 @@ def compare_rankers(
     )
 
 
-def _row_change(label: str, old: clicks.Clicks, new: clicks.Clicks) -> RowChange:
-    whose = np.arange(len(new)) if new.user is None else new.user
-    said = [new.probability, old.probability]
-    found = {
-        name: judge(said, new.label, whose, weight=new.weight)
-        for name, judge in (("auc", clicks.paired_auc), ("log_loss", clicks.paired_log_loss))
-    }
-    moved = float(np.average(np.abs(said[0] - said[1]), weights=new.weight))
-    users = None if new.user is None else len(np.unique(new.user))
-    auc, log_loss = (
-        (values[1], values[0], less[0]) for values, less in (found["auc"], found["log_loss"])
-    )
-    return RowChange(label, len(new), users, auc, log_loss, moved)
+def clicks_of_version(
+    each: Opened,
+    config: RankerConfig,
+    split: str,
+    progress: Callable[[int], None] = lambda rows: None,
+) -> dict[str, clicks.Clicks]:
+    """By label: what a published ranker says of the rows of a split."""
+    said = _said_by(RankerFiles(each.folder / FOLDER))
+    return clicks_of(said, _reading(each, config, split), split, progress)[1]
 
 
 def _reading(each: Opened, config: RankerConfig, split: str) -> RankerConfig:
@@ -351,7 +330,7 @@ def _reading(each: Opened, config: RankerConfig, split: str) -> RankerConfig:
     return its.model_copy(update=now)
 
 
-def said_by(files: RankerFiles) -> Probabilities:
+def _said_by(files: RankerFiles) -> Probabilities:
     """A published ranker's probabilities, as it is served."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from embedsvc import pages
-from embedsvc.evaluation.change_parts import entity_parts, list_parts
-from embedsvc.evaluation.compare import Comparison, RowChange
+from embedsvc.evaluation.change_parts import entity_parts, list_parts, row_parts
+from embedsvc.evaluation.compare import Comparison
 from partitions import durable
 
 _SHOWN = 40  # settings that differ, in a terminal
@@ -35,7 +35,7 @@ def page(found: Comparison) -> str:
     for one in found.lists:
         parts += list_parts(one)
     for row in found.rows:
-        parts += _row_parts(row)
+        parts += row_parts(row)
     if found.entities:
         parts.append(pages.heading("What is in them"))
         parts += entity_parts(found.entities, found.vectors or {})
@@ -44,25 +44,6 @@ def page(found: Comparison) -> str:
     parts.append(pages.heading("Settings that differ"))
     parts += _settings_parts(found.settings or {})
     return pages.page(title, parts)
-
-
-def _row_parts(row: RowChange) -> Iterator[str]:
-    yield pages.heading(f"Probabilities of {row.label}")
-    units = f"{row.rows:,} rows; intervals draw rows"
-    if row.users is not None:
-        units = f"{row.rows:,} rows of {row.users:,} users; intervals draw users"
-    yield pages.note(f"{units}. A lower log loss is better.")
-    rows = {"AUC": row.auc, "log loss": row.log_loss}
-    yield pages.table(
-        ("", "old", "new", "difference"),
-        [(name, *map(pages.spread, intervals)) for name, intervals in rows.items()],
-    )
-    yield pages.dots(
-        f"Differences of {row.label}",
-        [(name, intervals[2]) for name, intervals in rows.items()],
-        zero=True,
-    )
-    yield pages.facts({"mean change of a probability": pages.number(row.moved)})
 
 
 def _facts(found: Comparison) -> list[tuple[str, ...]]:

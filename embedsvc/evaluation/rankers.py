@@ -1,6 +1,6 @@
 """A trained ranker on rows that it has not seen: clicks.py's numbers, with intervals by user."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,7 @@ _BASELINE = "share of ones"  # said of every row
 
 
 Probabilities = Callable[[pa.RecordBatch], NDArray[np.float64]]  # rows as they come -> [n, T]
-_USER_BINS = 20  # of the histogram of AUC by user
+USER_BINS = 20  # of the histogram of AUC by user
 
 
 def judge(
@@ -28,18 +28,22 @@ def judge(
     split: str,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> dict[str, Any]:
-    """By label: what clicks.report says of the model and of saying the training share of ones of
-    every row, and the interval of the model's AUC; its calibration curve, and how many users have
-    which AUC. config: says which files a split is of.
+    """report_of the rows of a split. config: says which files that is."""
+    return report_of(*clicks_of(said_by(trained), config, split, progress))
 
-    Rows are read once; 24 bytes a row and label are kept.
+
+def report_of(num_rows: int, found: Mapping[str, Clicks]) -> dict[str, Any]:
+    """By label: what clicks.report says of the model and of saying the share of ones of every row,
+    and the interval of the model's AUC; its calibration curve, and how many users have which AUC.
     """
+    return {"rows": num_rows, "labels": {name: _of_task(one) for name, one in found.items()}}
 
+
+def said_by(trained: TrainedRanker) -> Probabilities:
     def probabilities(rows: pa.RecordBatch) -> NDArray[np.float64]:
         return trained.probabilities(trained.features.encode(rows))
 
-    num_rows, found = clicks_of(probabilities, config, split, progress)
-    return {"rows": num_rows, "labels": {name: _of_task(one) for name, one in found.items()}}
+    return probabilities
 
 
 def clicks_of(
@@ -48,7 +52,10 @@ def clicks_of(
     split: str,
     progress: Callable[[int], None] = lambda rows: None,
 ) -> tuple[int, dict[str, Clicks]]:
-    """How many rows a split has, and, by label, those that have it with what is said of them."""
+    """How many rows a split has, and, by label, those that have it with what is said of them.
+
+    Rows are read once; 24 bytes a row and label are kept. config: says which files a split is of.
+    """
     said, labels, weights, users = [], [], [], []
     for part in examples(config, split):
         said.append(probabilities(part.rows))
@@ -87,7 +94,7 @@ def _of_task(one: Clicks) -> dict[str, Any]:
     said["curve"] = {name: array.tolist() for name, array in asdict(curve).items()}
     if one.user is not None and len(one):
         auc, _ = clicks.auc_by_user(one)
-        said["auc_by_user"] = np.histogram(auc, _USER_BINS, (0.0, 1.0))[0].tolist()
+        said["auc_by_user"] = np.histogram(auc, USER_BINS, (0.0, 1.0))[0].tolist()
     return said
 
 
