@@ -122,6 +122,7 @@ def test_each_command_says_what_it_did(road: Road) -> None:
     assert f"{GROUPS * USERS} user, {GROUPS * ITEMS} item" in out["import"]
     assert re.match(r"train: [\d,]+ edges in ", out["train"])
     assert "Filtered ranks of" in out["eval"] and "most popular" in out["eval"]
+    assert "maps in run/checkpoint/evaluation.html" in out["eval"]
     assert "v000001 in run/published is live" in out["publish"]
     assert "memory plan: " in road.answers["train"].stderr
     metrics = (road.folder / "run/checkpoint/metrics.jsonl").read_text().splitlines()
@@ -217,6 +218,19 @@ def test_the_same_command_does_what_a_changed_setting_asks_for(copy: Path, run: 
     assert snapshot(copy / "run/graph") == graph
     assert len((copy / "run/checkpoint/metrics.jsonl").read_text().splitlines()) == 6 * 2
     assert published.current(copy / "run/published") == "v000002"
+    # Both pages and the terminal say the same of what the epoch changed.
+    told = run(copy, "compare", "graph.toml", "v000001", "v000002", "--json")
+    assert told.returncode == 0, told.stderr
+    [change] = json.loads(told.stdout.splitlines()[-1])["lists"]
+    assert change["relation"] == "buys" and "train.epochs: 5 -> 6" in told.stdout
+    recall = {side: f"{change['metrics']['recall@5'][side]:.4f}" for side in ("old", "new")}
+    assert re.search(rf"recall@5 +{recall['old']} +{recall['new']}", told.stdout)
+    for page in ("checkpoint/evaluation.html", "published/compare-v000001-v000002.html"):
+        cells = f"<td>{recall['old']}</td><td>{recall['new']}</td>"
+        assert cells in (copy / "run" / page).read_text(), page
+    unknown = run(copy, "compare", "graph.toml", "v000001", "v000007")
+    assert unknown.returncode == 2
+    assert "has no version v000007. Did you mean v00000" in unknown.stderr
 
 
 # --- mistakes ------------------------------------------------------------------------------------
