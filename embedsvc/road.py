@@ -393,7 +393,7 @@ class Road:
         path: Path,
         trained: "Trained",
         result: dict[str, Any],
-        lists: "dict[str, tuple[Asked, Judged]]",
+        lists: "dict[str, tuple[Asked, Judged, Judged]]",
         ranked: "tuple[LinkRanks, NDArray[np.int64]] | None",
     ) -> None:
         from embedsvc.evaluation import report
@@ -411,10 +411,11 @@ class Road:
         config: EvalConfig,
         result: dict[str, Any],
         client: "Client | None",
-    ) -> "tuple[Asked, Judged]":
+    ) -> "tuple[Asked, Judged, Judged]":
+        """Who was asked about, their lists, and what is most popular."""
         from embedsvc.evaluation.lists import Asked, judge
         from embedsvc.evaluation.recommend import report_of
-        from embedsvc.evaluation.sources import OfCheckpoint
+        from embedsvc.evaluation.sources import OfCheckpoint, OfPopularity
 
         asked = Asked.of(trained.graph, relation, config.split)
         with rows_bar(self.console, "lists") as bar:
@@ -422,13 +423,14 @@ class Road:
             exact = judge(
                 OfCheckpoint(trained, relation), asked, config.k, lambda n: bar.advance(task, n)
             )
-        report = asdict(report_of(exact, asked))
+        popular = judge(OfPopularity(asked.popularity), asked, config.k)
+        report = asdict(report_of(exact, asked, popular))
         result.setdefault("recommend", {})[relation] = report
         self._print_lists(report, by_history=trained.output is not None)
         if client is not None and len(asked):
             found = self._judge_server(trained, relation, client, exact, asked)
             result.setdefault("through", {})[relation] = found
-        return asked, exact
+        return asked, exact, popular
 
     def _judge_server(
         self, trained: "Trained", relation: str, client: "Client", exact: "Judged", asked: "Asked"

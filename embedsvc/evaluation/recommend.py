@@ -76,8 +76,11 @@ def evaluate_lists(
     return report_of(judge(OfCheckpoint(trained, relation), asked, k, progress), asked)
 
 
-def report_of(judged: Judged, asked: Asked) -> RecommendReport:
-    k, popular = judged.k, judge(OfPopularity(asked.popularity), asked, judged.k)
+def report_of(judged: Judged, asked: Asked, popular: Judged | None = None) -> RecommendReport:
+    """popular: what is most popular, where that was judged already."""
+    k = judged.k
+    if popular is None:
+        popular = judge(OfPopularity(asked.popularity), asked, k)
     recall, ndcg = judged.values[f"recall@{k}"], judged.values[f"ndcg@{k}"]
     baseline = {name: _mean(values) for name, values in popular.values.items()}
     return RecommendReport(

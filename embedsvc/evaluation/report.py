@@ -24,7 +24,7 @@ from embedsvc.evaluation.changes import EntityChange, ListChange, VectorDrift
 from embedsvc.evaluation.lists import Asked, Judged, judge
 from embedsvc.evaluation.metrics import LIST_METRICS
 from embedsvc.evaluation.significance import Interval
-from embedsvc.evaluation.sources import OfCheckpoint, OfPopularity, OfVersion
+from embedsvc.evaluation.sources import OfCheckpoint, OfVersion
 from embedsvc.trained import Trained
 from embedsvc.training import report as training_report
 from embedsvc.training.ledger import read_records
@@ -35,7 +35,7 @@ from partitions.graph import Graph
 from partitions.published import PublishedVersion
 
 REPORT = "evaluation.html"
-_CURVES = ("recall", "ndcg")
+_CURVES, _PLACES = ("recall", "ndcg"), 40  # and most points of one
 _WORST, _ENOUGH = 15, 10  # relations, and edges of one that say something of it
 _HUBS, _NEIGHBOURS = 5, 5
 _TYPES = 6  # entity types that have maps, those with the most entities
@@ -47,12 +47,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evaluated:
-    """trained: as it was before the split; result: what evaluation.json holds; ranked: where
-    links were, their ranks and the training edges of their ends (links.train_degrees)."""
+    """trained: as it was before the split; result: what evaluation.json holds; lists: the model's
+    and the most popular, by relation; ranked: where links were, their ranks and the training edges
+    of their ends (links.train_degrees)."""
 
     trained: Trained
     result: Mapping[str, Any]
-    lists: Mapping[str, tuple[Asked, Judged]] = field(default_factory=dict)
+    lists: Mapping[str, tuple[Asked, Judged, Judged]] = field(default_factory=dict)
     ranked: tuple[links.LinkRanks, NDArray[np.int64]] | None = None
 
 
@@ -67,8 +68,8 @@ def page(title: str, found: Evaluated, live: Path, checkpoint: Path) -> str:
     """checkpoint: the folder whose metrics.jsonl has what was measured between epochs."""
     degrees = degrees_of(found.trained.graph)
     parts = [pages.facts(_summary(found))]
-    for relation, (asked, judged) in found.lists.items():
-        parts += _lists_parts(found.result["recommend"][relation], asked, judged)
+    for relation, judged in found.lists.items():
+        parts += _lists_parts(found.result["recommend"][relation], *judged)
     if found.ranked is not None:
         parts += _links_parts(found, *found.ranked)
     parts += _sampled_parts(found.result)
@@ -154,7 +155,9 @@ def _listed(names: Any, most: int = 8) -> str:
 # --- lists ----------------------------------------------------------------------------------------
 
 
-def _lists_parts(report: Mapping[str, Any], asked: Asked, judged: Judged) -> Iterator[str]:
+def _lists_parts(
+    report: Mapping[str, Any], asked: Asked, judged: Judged, popular: Judged
+) -> Iterator[str]:
     k, relation = report["k"], report["relation"]
     yield pages.heading(f"Top-{k} lists for {relation}")
     if not len(asked):
@@ -172,7 +175,7 @@ def _lists_parts(report: Mapping[str, Any], asked: Asked, judged: Judged) -> Ite
         for name, one in found.items()
     ]
     yield pages.table(("", "model", "most popular"), rows)
-    yield from _curves(relation, asked, judged)
+    yield from _curves(relation, asked, judged, popular)
     yield pages.heading("By what is known of who asks", 3)
     yield pages.table(
         ("events before", "lists", f"recall@{k}", f"ndcg@{k}"),
@@ -202,15 +205,13 @@ def _warm_and_cold(items: Mapping[str, int]) -> list[tuple[str, ...]]:
     ]
 
 
-def _curves(relation: str, asked: Asked, judged: Judged) -> Iterator[str]:
+def _curves(relation: str, asked: Asked, judged: Judged, popular: Judged) -> Iterator[str]:
     """What the metrics would be with shorter lists, which are the first places of these."""
-    popular = judge(OfPopularity(asked.popularity), asked, judged.k)
-    places = list(range(1, judged.k + 1))
+    places = np.unique(np.linspace(1, judged.k, min(judged.k, _PLACES)).astype(int)).tolist()
     for name in _CURVES:
+        of = LIST_METRICS[name]
         series = {
-            source: [
-                float(LIST_METRICS[name](lists.hits[:, :k], asked.num_goals).mean()) for k in places
-            ]
+            source: [float(of(lists.hits[:, :k], asked.num_goals).mean()) for k in places]
             for source, lists in (("model", judged), ("most popular", popular))
         }
         yield pages.line_plot(f"{name}@k of {relation}", places, series, by="k", floor=0.0)
@@ -379,7 +380,7 @@ def drift_from(found: Evaluated, version: PublishedVersion) -> Drift:
 def _some(found: Evaluated, relation: str) -> tuple[Asked, Judged]:
     """At most _ASKERS of those whose lists were judged, or are now."""
     if relation in found.lists:
-        asked, judged = found.lists[relation]
+        asked, judged, _ = found.lists[relation]
         rows = changes.sample_of(len(asked), _ASKERS)
         return asked.take(rows), judged.take(rows)
     asked = Asked.of(found.trained.graph, relation, str(found.result["split"]))

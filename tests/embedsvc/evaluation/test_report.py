@@ -18,7 +18,7 @@ from embedsvc.evaluation.lists import Asked, judge
 from embedsvc.evaluation.recommend import report_of
 from embedsvc.evaluation.report import Evaluated
 from embedsvc.evaluation.sampled import sample_links
-from embedsvc.evaluation.sources import OfCheckpoint
+from embedsvc.evaluation.sources import OfCheckpoint, OfPopularity
 from embedsvc.trained import Trained
 from partitions import durable, published
 from partitions.graph import Graph
@@ -75,7 +75,8 @@ def evaluated(trained: Trained, recommend: list[str], *, with_links: bool = True
     for relation in recommend:
         asked = Asked.of(trained.graph, relation, "test")
         judged = judge(OfCheckpoint(trained, relation), asked, 5)
-        lists[relation] = (asked, judged)
+        popular = judge(OfPopularity(asked.popularity), asked, 5)
+        lists[relation] = (asked, judged, popular)
         result.setdefault("recommend", {})[relation] = asdict(report_of(judged, asked))
     return Evaluated(trained, result, lists, ranked)
 
@@ -218,7 +219,7 @@ def test_what_changed_since_the_live_version_is_told(
     found = evaluated(make(seed=2, name="new"), ["bought"])
     drift = report.drift_from(found, published.open_version(tmp_path / "published"))
     [change] = drift.lists
-    asked, judged = found.lists["bought"]
+    asked, judged, _ = found.lists["bought"]
     assert change.num_asked == len(asked)
     for name, values in judged.values.items():
         assert change.metrics[name].new == pytest.approx(values.mean())
