@@ -11,19 +11,13 @@ from typing import Any
 
 from embedsvc.config import ModelConfig, OutputConfig, TrainConfig
 from embedsvc.evaluation.gate import Decision
-from embedsvc.ranking.config import RankerConfig
 from partitions import durable
 from partitions.graph import Graph
 
 FORMAT_VERSION = 1
 CARD, PAGE = "card.json", "CARD.md"
-_TABLES = {
-    "model": ModelConfig,
-    "output": OutputConfig,
-    "ranker": RankerConfig,
-    "train": TrainConfig,
-}
 _SOFTWARE = ("embedsvc", "torch", "numpy", "numba", "pyarrow", "faiss-cpu", "onnxruntime")
+_NO_FIGURES = ("settings", "by_relation", "by_degree", "through")
 _BIG = 20  # more sources than that are counted on the page
 
 
@@ -87,8 +81,11 @@ def _card(
 
 def _differing(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """What of the model and its training is not the default."""
+    from embedsvc.ranking.config import RankerConfig  # which brings torch along
+
+    tables = {"model": ModelConfig, "output": OutputConfig, "train": TrainConfig}
     found = {}
-    for table, model in _TABLES.items():
+    for table, model in {**tables, "ranker": RankerConfig}.items():
         default = model().model_dump(mode="json")
         given = settings.get(table) or {}
         found[table] = {key: part for key, part in given.items() if part != default.get(key)}
@@ -153,19 +150,19 @@ def _metrics(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _figures(metrics: Mapping[str, Any], where: str = "") -> Iterator[str]:
+    """What has an interval, and bare numbers but for those that say how it was measured."""
+    if "metrics" in metrics:  # of lists: the same once more beside it
+        metrics = {**metrics["metrics"], **(metrics.get("catalogue") or {})}
     for key, part in metrics.items():
         name = f"{where}{key}"
-        if not isinstance(part, Mapping):
-            if isinstance(part, float):
-                yield f"| {_cell(name)} | {part:.4f} | |"
-            elif isinstance(part, int) and where and not isinstance(part, bool):
-                yield f"| {_cell(name)} | {part:,} | |"
-        elif {"value", "low", "high"} <= set(part):
+        if isinstance(part, float) and where:
+            yield f"| {_cell(name)} | {part:.4f} | |"
+        elif isinstance(part, Mapping) and {"value", "low", "high"} <= set(part):
             value, low, high = (part[end] for end in ("value", "low", "high"))
             if value is not None:
                 between = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
                 yield f"| {_cell(name)} | {value:.4f} | {between} |"
-        elif key not in ("settings", "by_relation", "evaluation_settings"):
+        elif isinstance(part, Mapping) and key not in _NO_FIGURES:
             yield from _figures(part, f"{name} ")
 
 

@@ -216,7 +216,13 @@ def rollback(
 
     Example: `embedsvc rollback shop.toml`
     """
-    _road(config, overrides).roll_back(to)
+    from partitions import config as settings_file
+    from partitions import releases
+    from partitions.config import RunConfig
+
+    root = settings_file.load(config, overrides or []).table("run", RunConfig).published
+    move = releases.roll_back(root, to)
+    typer.echo(f"rollback: {move.to} in {root} is live, in place of {move.was}")
 
 
 def compare(

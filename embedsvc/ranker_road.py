@@ -1,5 +1,5 @@
-"""The road of a file with [ranker]: what `embedsvc train | eval | publish | gate |
-rollback | run` do and print.
+"""The road of a file with [ranker]: what `embedsvc train | eval | publish | gate | run` do and
+print.
 
 There is no graph: `train` reads rows, encodes them once and learns from them.
 """
@@ -219,9 +219,6 @@ class RankerRoad:
     def gate(self, version: str | None = None, *, force: bool = False) -> bool:
         """Whether the version is live now."""
         return self._releases().gate(self._judge, version, force=force)
-
-    def roll_back(self, to: str | None = None) -> None:
-        self._releases().roll_back(to)
 
     def _releases(self) -> "Releases":
         from embedsvc.release_road import Releases

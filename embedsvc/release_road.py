@@ -1,5 +1,5 @@
-"""What `embedsvc gate | rollback` do and print, and what publishing says of its end; of a graph's
-model as of a ranker."""
+"""What `embedsvc gate` does and prints, and what publishing says of its end; of a graph's model as
+of a ranker."""
 
 import time
 from collections.abc import Callable
@@ -62,10 +62,6 @@ class Releases:
         self.say(f"gate: {name} in {self.root} is {state}, {time.perf_counter() - start:.1f} s")
         self._say_decision(name, decision)
         return decision.promoted
-
-    def roll_back(self, to: str | None) -> None:
-        move = releases.roll_back(self.root, to)
-        self.say(f"rollback: {move.to} in {self.root} is live, in place of {move.was}")
 
     def _say_decision(self, name: str, decision: Decision) -> None:
         for sentence in decision.sentences:

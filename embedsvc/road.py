@@ -1,5 +1,5 @@
-"""The road, command by command: what `embedsvc import | train | eval | export | publish | gate |
-rollback` do and print."""
+"""The road, command by command: what `embedsvc import | train | eval | export | publish | gate` do
+and print."""
 
 import json
 import time
@@ -594,9 +594,6 @@ class Road:
     def gate(self, version: str | None = None, *, force: bool = False) -> bool:
         """Whether the version is live now."""
         return self._releases().gate(self._judge, version, force=force)
-
-    def roll_back(self, to: str | None = None) -> None:
-        self._releases().roll_back(to)
 
     def _releases(self) -> "Releases":
         from embedsvc.release_road import Releases

@@ -70,7 +70,7 @@ def test_a_worse_ranker_stays_unpublished_and_can_be_forced_and_taken_back(folde
     assert not worse.gate()  # used up
     assert "has decided 1 times" in releases.trace(worse.published)[-1].why
     assert worse.gate(force=True) and published.current(worse.published) == "v000002"
-    worse.roll_back()
+    releases.roll_back(worse.published)
     assert published.current(worse.published) == "v000001"
 
 
