@@ -11,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from embedsvc.edge_ids import Ids
+from embedsvc.evaluation import tsne
 from embedsvc.evaluation.neighbours import Named, names_of
 from embedsvc.pages import NUM_COLOURS
 from embedsvc.trained import Trained
@@ -50,7 +51,7 @@ def map_of(trained: Trained, entity_type: str, degrees: Ids, max_points: int, se
         entity_type,
         names_of(trained.graph, entity_type, ids),
         degrees[ids],
-        placed(unit, seed),
+        placed(unit),
         colours,
         groups,
         name,
@@ -68,24 +69,16 @@ def chosen(degrees: Ids, max_points: int, seed: int = 0) -> Ids:
     return np.sort(np.concatenate([hubs, drawn])).astype(np.int64)
 
 
-def placed(unit: Floats, seed: int = 0) -> NDArray[np.float64]:
+def placed(unit: Floats) -> NDArray[np.float64]:
     """float64 [n, 2] of unit vectors [n, D]."""
     if len(unit) < _FEW:
         return _main_axes(unit)
-    from sklearn.manifold import TSNE  # takes a second
-
-    # The two main axes as a start, with the spread that PCA's has in scikit-learn.
     start = _main_axes(unit)
     spread = float(start[:, 0].std())
     if not spread > 0:  # all alike
         return start
-    made = TSNE(
-        init=(start / spread * 1e-4).astype(np.float32),
-        perplexity=_PERPLEXITY if len(unit) > 3 * _PERPLEXITY else len(unit) / 4,
-        max_iter=_ROUNDS,
-        random_state=seed,
-    )
-    return np.asarray(made.fit_transform(unit), np.float64)
+    p = tsne.picked(unit, min(_PERPLEXITY, len(unit) / 4))
+    return tsne.placed(p, start / spread * 1e-4, _ROUNDS)
 
 
 def _main_axes(vectors: Floats) -> NDArray[np.float64]:
