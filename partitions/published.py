@@ -52,7 +52,7 @@ TOWER = "tower.onnx"
 # Just below 1 MiB with the store's own header, so that the allocator's class isn't overshot.
 BLOB_BYTES = (1 << 20) - 64
 _NAME = re.compile(r"v\d{6,}")
-_REMEDY = "Publish again, or roll back by writing another version's name into CURRENT."
+_REMEDY = "Publish again, or go back with embedsvc rollback --to another version."
 
 Metric = Literal["dot", "cos", "l2"]
 

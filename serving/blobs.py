@@ -21,7 +21,7 @@ from serving.cache import BlobCache
 log = logging.getLogger(__name__)
 
 GROUP = 16  # blobs in one message to the cache
-_REMEDY = "Publish again, or roll back by writing another version's name into CURRENT."
+_REMEDY = "Publish again, or go back with embedsvc rollback --to another version."
 
 
 class VersionBlobs:

@@ -344,12 +344,12 @@ MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "altered published file": (
         alter("run/published/v000001/entities/item/score.faiss"),
         SERVE,
-        r"score\.faiss was altered.*Publish again, or roll back",
+        r"score\.faiss was altered.*Publish again, or go back",
     ),
     "truncated published file": (
         truncate("run/published/v000001/entities/user/vectors-001.safetensors"),
         SERVE,
-        r"vectors-001\.safetensors has .*Publish again, or roll back",
+        r"vectors-001\.safetensors has .*Publish again, or go back",
     ),
 }
 _LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [\w.]+: ")

@@ -184,7 +184,7 @@ def test_each_damaged_file_is_named_when_it_is_asked_for(tmp_path: Path, damage:
         message = message_of(open_version(tmp_path).file, path)
         assert message.startswith(f"{file} ")
         assert message.endswith(
-            "Publish again, or roll back by writing another version's name into CURRENT."
+            "Publish again, or go back with embedsvc rollback --to another version."
         )
         file.write_bytes(whole)
         assert bytes(open_version(tmp_path).file(path)) == whole
@@ -253,7 +253,7 @@ def test_a_pointer_to_a_missing_version_is_named(tmp_path: Path) -> None:
     (tmp_path / CURRENT).write_text("v000009\n")
     assert current(tmp_path) == "v000009"
     assert message_of(open_version, tmp_path).startswith(
-        f"{tmp_path / 'v000009' / 'manifest.json'} is missing. Publish again, or roll back"
+        f"{tmp_path / 'v000009' / 'manifest.json'} is missing. Publish again, or go back"
     )
 
 

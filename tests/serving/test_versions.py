@@ -94,7 +94,7 @@ def test_a_broken_new_version_leaves_the_old_one_serving(
         wait_until(lambda: "still serving v000001" in caplog.text)
         assert client.recommend("identity", toy.users[0]).version == "v000001"
     told = [message for message in caplog.messages if file in message]
-    assert len(told) == 1 and "Publish again, or roll back" in told[0]
+    assert len(told) == 1 and "Publish again, or go back with embedsvc rollback" in told[0]
 
 
 def test_a_version_that_was_mended_is_loaded_after_all(tmp_path: Path) -> None:
