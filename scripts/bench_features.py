@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`scripts/bench_features.py`: how fast rows are encoded, in bulk and in requests.
 
 Bulk: made-up rows as Arrow batches of 65,536, each kind of feature alone; `rows_per_s` by kind.
@@ -8,9 +9,7 @@ CPU where named so, as a machine that others use too spoils the others.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter, process_time
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from facts import facts
 
 from partitions.features import Features, FeaturesConfig
 from partitions.memory import peak_bytes
@@ -119,16 +119,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
     rows = made_up(a.rows, a.seed)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True)
     line = {
         "rows": a.rows,
         "rows_per_cpu_s": bulk(rows),
         "request": requests(rows, a.calls),
         "peak_mb": round(peak_bytes() / 1e6),
         "seed": a.seed,
-        "commit": commit.stdout.decode().strip() or "unknown",
-        "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),
+        **facts(),
     }
     print(json.dumps(line))
 

@@ -13,8 +13,6 @@ what was written is what was drawn: counts, degrees of every entity, relations.
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -29,9 +27,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
+from facts import facts
 from numpy.typing import NDArray
 
-ROOT = Path(__file__).resolve().parents[1]
 FORMATS = {"tsv": "edges.tsv", "parquet": "edges.parquet"}  # the last one's line is the summary
 BLOCK_ROWS = 1 << 20
 
@@ -174,6 +172,7 @@ def measure(name: str, data: Path, folder: Path, arguments: argparse.Namespace) 
     }
     speeds = [arguments.edges / r["wall_s"] for r in rounds]
     edge_bytes = sum(file.stat().st_size for file in (graph / "edges").rglob("*.arrow"))
+    common = facts()
     return {
         "format": name,
         "edges": arguments.edges,
@@ -189,12 +188,10 @@ def measure(name: str, data: Path, folder: Path, arguments: argparse.Namespace) 
         "peak_rss_mb": round(middle["peak_rss_mb"]),
         "planned_mb": round(middle["planned_mb"]),
         "planned_by_sample_mb": round(middle["planned_by_sample_mb"]),
-        "cores": arguments.threads or os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
+        **common,
+        "cores": arguments.threads or common["cores"],
         "rounds": arguments.rounds,
         "seed": arguments.seed,
-        "commit": commit(),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
 
@@ -220,11 +217,6 @@ def is_identical(graph: Path, data: Path, result: dict[str, Any], num_edges: int
             if not np.array_equal(counts, drawn_degrees) or counts.sum() != num_edges:
                 return False
     return result["num_edges"] == num_edges
-
-
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

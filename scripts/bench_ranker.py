@@ -22,8 +22,6 @@ have in common. Our settings were chosen on the validation part (docs/ranker.md)
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -35,6 +33,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from facts import facts
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
@@ -57,21 +56,14 @@ def main() -> None:
     if a.as_one:
         print(json.dumps(ONES[json.loads(a.as_one)["one"]](**json.loads(a.as_one))))
         return
-    load = os.getloadavg()[0]
+    common = {"bench": "ranker", "seed": a.seed} | facts()
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         if a.only != "memory":
             lines += [*clicks(a, Path(folder))]
         if a.only != "clicks":
             lines += [*memory(a, Path(folder))]
-    common = {"bench": "ranker", "cores": os.cpu_count(), "load": round(load, 1), "seed": a.seed}
-    common |= {"commit": _commit(), "hardware": f"{platform.machine()}, {os.cpu_count()} cores"}
     print(json.dumps(common | {"ratios": [line.get("ratio") for line in lines]}))
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _in_a_process(python: Path | str, **task: Any) -> Line:

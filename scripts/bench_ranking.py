@@ -1,3 +1,4 @@
+#!/usr/bin/env python3
 """`scripts/bench_ranking.py`: how long a published ranker takes to order candidates.
 
 Made-up rows shaped like MovieLens-1M's (6,040 users, 3,706 movies; 10 features and a cross), layers
@@ -10,8 +11,6 @@ training's model are apart. The last line is JSON.
 
 import argparse
 import json
-import os
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from facts import facts
 
 from embedsvc.ranker_road import RankerRoad
 from partitions.config import from_tables
@@ -147,7 +147,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ranker = Ranker.live(published(Path(folder), world, rows, options))
         found = measured(ranker, world, calls)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True)
     line = {
         "rows": CANDIDATES,
         **found,
@@ -156,9 +155,7 @@ def main() -> None:
         **options,
         "gap": ranker.files.about.golden_gap,
         "seed": a.seed,
-        "commit": commit.stdout.decode().strip() or "unknown",
-        "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),
+        **facts(),
     }
     print(json.dumps(line))
 

@@ -14,8 +14,6 @@ places with the twin's item, or one of equal score within rounding.
 
 import argparse
 import json
-import os
-import subprocess
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from facts import facts
 from rich.console import Console
 
 from embedsvc.evaluation.lists import had_before
 from embedsvc.evaluation.recommend_all import write_all
-from embedsvc.graph.fast import num_cores
 from embedsvc.road import Road
 from embedsvc.trained import Trained
 from partitions.config import from_tables
@@ -37,7 +35,6 @@ from partitions.graph import Graph
 from partitions.memory import peak_bytes
 from partitions.schema import SPLITS
 
-ROOT = Path(__file__).resolve().parent.parent
 K = 20
 
 
@@ -70,9 +67,7 @@ def main() -> None:
         "peak_mb": round(peak_bytes() / 1e6),
         "rounds": a.rounds,
         "seed": a.seed,
-        "cores": num_cores(),
-        "load": round(os.getloadavg()[0], 1),
-        "commit": commit(),
+        **facts(),
     }
     print(json.dumps(line))
 
@@ -169,12 +164,6 @@ def sgemm(size: int = 3072) -> float:
     a, b = torch.randn(size, size), torch.randn(size, size)
     a @ b
     return 2e-9 * size**3 * 3 / timed(lambda: [a @ b for _ in range(3)])
-
-
-def commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

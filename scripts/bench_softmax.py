@@ -13,21 +13,17 @@ how, is said in bench_softmax_training.py (step, parity), _retrieval.py and _rea
 
 import argparse
 import json
-import os
-import platform
 import resource
-import subprocess
-from pathlib import Path
 from typing import Any
 
 import bench_softmax_real
 import bench_softmax_retrieval
 import bench_softmax_training
 import torch
+from facts import facts
 
 from embedsvc.graph.fast import num_cores
 
-ROOT = Path(__file__).resolve().parents[1]
 RUNS = {
     "step": bench_softmax_training.step,
     "parity": bench_softmax_training.parity,
@@ -62,14 +58,9 @@ def show(line: dict[str, Any]) -> None:
 
 
 def around(a: argparse.Namespace) -> dict[str, Any]:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return {
-        "cores": num_cores(),
-        "load": round(os.getloadavg()[0], 1),
         "seed": a.seed,
-        "commit": commit or "unknown",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
+        **facts(),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
     }
 

@@ -24,7 +24,6 @@ import argparse
 import gzip
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from facts import facts
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = {
@@ -81,19 +81,8 @@ def main() -> None:
             else:
                 continue
             print(json.dumps({"dataset": a.dataset, "method": method} | line), flush=True)
-    print(json.dumps({"dataset": a.dataset, "split": a.split} | sets.sizes | around(a.seed)))
-
-
-def around(seed: int) -> dict[str, Any]:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return {
-        "seed": seed,
-        "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),
-        "commit": commit or "unknown",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
+    common = {"dataset": a.dataset, "split": a.split, "seed": a.seed}
+    print(json.dumps(common | sets.sizes | facts()))
 
 
 @contextmanager

@@ -21,11 +21,8 @@ Prints one JSON line. `fraction_of_sgemm` counts the operations that the chunks'
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
-import subprocess
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -37,6 +34,7 @@ import numba
 import numpy as np
 import torch
 from bench_swap import measure_swaps
+from facts import facts
 from numpy.typing import NDArray
 
 from embedsvc.config import GPU_BATCH_SIZE, NegativesConfig, TrainConfig
@@ -54,7 +52,6 @@ from partitions.edges import Edges
 from partitions.schema import Slot
 from partitions.tables import Table
 
-ROOT = Path(__file__).resolve().parents[1]
 COMMUNITY = 16
 SLOT = Slot("node", 0)
 GROUPS = [Group(SLOT, SLOT, "identity")]
@@ -91,7 +88,8 @@ def main() -> None:
         line = measure_device(arguments)
     else:
         line = measure_swaps(arguments) if arguments.swap else measure(arguments)
-    print(json.dumps(line | surroundings(arguments)))
+    line |= {"products": arguments.products, "seed": arguments.seed}
+    print(json.dumps(line | facts() | {"cores": arguments.threads}))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -191,17 +189,6 @@ def measure_device(arguments: argparse.Namespace) -> dict[str, Any]:
         "rounds": a.rounds,
         "device_peak_mb": round(peak / 1e6),
         "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
-    }
-
-
-def surroundings(a: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "products": a.products,
-        "cores": a.threads,
-        "load": round(os.getloadavg()[0], 1),
-        "seed": a.seed,
-        "commit": commit(),
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
     }
 
 
@@ -353,11 +340,6 @@ def matmul(device: torch.device) -> Callable[[], float]:
 
     measure_gflops()
     return measure_gflops
-
-
-def commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

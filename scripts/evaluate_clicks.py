@@ -26,7 +26,6 @@ import argparse
 import json
 import logging
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -38,6 +37,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from facts import facts
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,7 +99,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as scratch:
             for line in judged(Dataset.load(dataset, a, Path(scratch)), a):
                 print(json.dumps({"dataset": dataset} | line), flush=True)
-    print(json.dumps(_around(a)))
+    common = {"seeds": list(range(1, a.seeds + 1)), "split_seed": a.split_seed}
+    print(json.dumps(common | facts()))
 
 
 def _arguments() -> argparse.Namespace:
@@ -119,19 +120,6 @@ def _arguments() -> argparse.Namespace:
     if a.quick:
         a.datasets, a.seeds = ["generated"], min(a.seeds, 2)
     return a
-
-
-def _around(a: argparse.Namespace) -> Line:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
-    return {
-        "seeds": list(range(1, a.seeds + 1)),
-        "split_seed": a.split_seed,
-        "cores": len(os.sched_getaffinity(0)),
-        "load": round(os.getloadavg()[0], 1),
-        "commit": commit or "unknown",
-        "hardware": f"{platform.machine()}, {os.cpu_count()} cores",
-    }
 
 
 # --- one data set ---------------------------------------------------------------------------------

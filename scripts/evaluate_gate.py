@@ -23,7 +23,6 @@ Prints tables; the last line is one JSON object.
 import argparse
 import gzip
 import json
-import os
 import sys
 import tempfile
 import time
@@ -38,6 +37,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import event_log
 from event_log import ENDPOINTS, FAULTS, Shop, end_of
+from facts import facts
 
 from partitions.gate.anomalies import Report
 from partitions.gate.data_schema import DataSchema
@@ -204,7 +204,7 @@ def main() -> None:
         "real_batches": sum(map(len, real.values())),
         "real_alarms": sum(bool(what) for batches in real.values() for what in batches),
         "seed": given.seed,
-        "cores": os.cpu_count(),
+        **facts(),
     }
     print(json.dumps(result))
 

@@ -24,8 +24,6 @@ import argparse
 import gzip
 import json
 import logging
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
@@ -34,6 +32,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from facts import facts
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -109,9 +108,7 @@ def measured(a: argparse.Namespace, folder: Path, seed: int) -> Iterator[Line]:
             "edges_trained": report.num_edges,
             "train_s": round(train_s, 1),
             "set": a.set,
-            "cores": len(os.sched_getaffinity(0)),
-            "load": round(os.getloadavg()[0], 1),
-            "commit": _commit(),
+            **facts(),
         }
         print(json.dumps(line), flush=True)
         yield line
@@ -132,11 +129,6 @@ def over_seeds(lines: list[Line]) -> Line:
         found["seed"] = [line["seed"] for line in chosen]
         found["train_s"] = round(float(np.mean([line["train_s"] for line in chosen])), 1)
     return found
-
-
-def _commit() -> str:
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty"]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
 # --- data -----------------------------------------------------------------------------------------

@@ -19,7 +19,6 @@ lists; peak_mb is the process's peak while it was trained and scored, which runs
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -29,18 +28,17 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
+from facts import facts
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from embedsvc.evaluation import metrics
-from embedsvc.graph.fast import num_cores
 from embedsvc.ranking.recommenders import RECOMMENDERS, Fitted, OfHistories, Recommender
 from embedsvc.ranking.recommenders.best import blocks
 from embedsvc.ranking.recommenders.events import Split, read_split
 from partitions.errors import ConfigError, InputError
 from partitions.memory import peak_bytes
 
-ROOT = Path(__file__).resolve().parent.parent
 K = 20
 Line = dict[str, Any]
 
@@ -109,9 +107,7 @@ def measure(a: argparse.Namespace) -> Line:
         "settings": vars(recommender),
         "users": len(users),
         "seed": a.seed,
-        "cores": num_cores(),
-        "load": round(os.getloadavg()[0], 1),
-        "commit": _commit(),
+        **facts(),
     }
 
 
@@ -179,12 +175,6 @@ def generate(folder: Path, seed: int) -> None:
             part.append(" ".join(map(str, [user, *some])))
     for name, lines in parts.items():
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":

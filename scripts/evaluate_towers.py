@@ -21,8 +21,6 @@ included. The last line is what is common to all.
 import argparse
 import gzip
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -32,6 +30,7 @@ from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
+from facts import facts
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -147,9 +146,7 @@ def common(
         "patience": train.early_stopping and train.early_stopping.patience,
         "set": a.set,
         "seed": a.seed,
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "commit": _commit(),
+        **facts(),
     }
 
 
@@ -186,12 +183,6 @@ def write_events(folder: Path, events: list[tuple[str, str]]) -> None:
     """Their number in the file stands for the time."""
     lines = [f"{user}\t{item}\t{at}\n" for at, (user, item) in enumerate(events, 1)]
     (folder / "events.tsv").write_text("".join(lines))
-
-
-def _commit() -> str:
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    return run.stdout.strip() or "unknown"
 
 
 if __name__ == "__main__":
