@@ -148,8 +148,8 @@ def _isotonic(logit: Floats, label: Floats, weight: Floats) -> Calibration:
 
 def _are_one(before: tuple[float, float, float], after: tuple[float, float, float]) -> bool:
     """Whether two neighbours of (mean label, weight, mean logit) are one step: the second has no
-    more ones, or float32, in which logits are, does not tell them apart."""
-    return before[0] >= after[0] or bool(np.float32(before[2]) >= np.float32(after[2]))
+    more ones, but for rounding, or float32, in which logits are, does not tell them apart."""
+    return before[0] >= after[0] - 1e-12 or bool(np.float32(before[2]) >= np.float32(after[2]))
 
 
 def _bins(logit: Floats, label: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:
