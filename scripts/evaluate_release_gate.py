@@ -28,13 +28,12 @@ Prints a table; the last line is one JSON object.
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from facts import facts
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -263,7 +262,6 @@ def main() -> None:
         for row in rows:
             table.add_row(*row)
     Console().print(table)
-    git = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True)
     result = {
         "trials": trials,
         "delta": round(1 - given.reliability, 12),
@@ -273,8 +271,7 @@ def main() -> None:
         **found[0][1],
         **{name: values for name, values, _ in found[1:]},
         "seed": given.seed,
-        "commit": git.stdout.decode().strip() or "unknown",
-        "cores": os.cpu_count(),
+        **facts(),
     }
     print(json.dumps(result))
 
