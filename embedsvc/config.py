@@ -241,7 +241,10 @@ class OutputConfig(Table):
     examples: Spec = "next_item"
     """{name = "next_item", max_history = 50} or {name = "skip_gram", window = 5}."""
     tower: Spec = "mean"
-    """How a history becomes a vector: mean, recency, max, attention."""
+    """How a history becomes a vector: mean, recency, max, attention, gru."""
+    features: list[str] = Field(default_factory=list)
+    """Attributes of who asks, each value of which has a learnt row that is added to what was made
+    of his history."""
     hidden: Annotated[int, Field(ge=0)] = 0
     """Units of a layer on top of that; 0: none."""
     dim: Annotated[int, Field(ge=1)] = 64
@@ -299,6 +302,12 @@ class OutputConfig(Table):
                 raise ValueError(f"{name} is of lsh_softmax: remove it, or choose that kind")
         if _name(self.examples) == "skip_gram" and (_name(self.tower) != "mean" or self.hidden):
             raise ValueError("skip_gram learns from one item at a time: remove tower and hidden")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError("features are names of attributes, each once")
+        if self.features and _name(self.examples) != "next_item":
+            raise ValueError("features are of who asks for a next_item: remove them, or examples")
+        if self.features and _name(self.sequences) != "histories":
+            raise ValueError("features are of who has a history: remove them, or sequences")
         return self
 
 

@@ -23,7 +23,7 @@ from embedsvc import card
 from embedsvc.config import PublishConfig
 from embedsvc.evaluation.gate import Decision
 from embedsvc.graph.comparators import L2, Comparator
-from embedsvc.ranking.tower_onnx import HISTORY, QUERY, export_tower
+from embedsvc.ranking.tower_onnx import FEATURES, HISTORY, QUERY, export_tower
 from embedsvc.release import Judge, conclude, ungated
 from embedsvc.trained import Trained
 from embedsvc.training.askers import Askers
@@ -32,6 +32,7 @@ from partitions.errors import DataError
 from partitions.graph import slots_of
 from partitions.published import (
     TOWER,
+    TOWER_FEATURES,
     Draft,
     Index,
     Manifest,
@@ -185,6 +186,8 @@ def _write_tower(askers: Askers, draft: Draft) -> None:
         return
     _check_tower(askers, made)
     draft.write_bytes(TOWER, made)
+    if askers.features is not None:
+        draft.write_json(TOWER_FEATURES, askers.features.numbered)
 
 
 def _check_tower(askers: Askers, made: bytes) -> None:
@@ -192,7 +195,10 @@ def _check_tower(askers: Askers, made: bytes) -> None:
     count = askers.graph.num_entities(askers.relation.lhs)
     who = np.unique(np.linspace(0, count - 1, min(64, count)).astype(np.int64))
     session = onnxruntime.InferenceSession(made, providers=["CPUExecutionProvider"])
-    [found] = session.run([QUERY], {HISTORY: askers.histories_of(who)})
+    asked = {HISTORY: askers.histories_of(who)}
+    if askers.features is not None:
+        asked[FEATURES] = askers.features_of(who)
+    [found] = session.run([QUERY], asked)
     wanted = askers.vectors(who)
     gap = float(np.abs(found - wanted).max(initial=0.0))
     if not gap <= _TOLERANCE * np.abs(wanted).max(initial=1e-6):

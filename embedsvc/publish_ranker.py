@@ -130,6 +130,8 @@ def publish(
         folder = draft.folder / ranker_files.FOLDER
         folder.mkdir()
         metrics |= {"variants": [asdict(variant) for variant in variants]}
+        if len(variants) > 1:
+            metrics |= {"evaluation_of": variants[0].name}  # not of the one that is served
         _write(folder, trained, graph, golden, config, metrics)
         draft.write_json("config.json", settings)
         draft.write_json("metrics.json", metrics)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -154,10 +155,11 @@ class RankerRoad:
             )
 
     def _print(self, result: dict[str, Any]) -> None:
-        table = Table(title=f"{result['rows']:,} {result['split']} rows")
-        columns = ("", "AUC", "log loss", "of share", "calibration", "ECE", "AUC by user")
-        for column in columns:
-            table.add_column(column, justify="left" if not column else "right")
+        title = f"{result['rows']:,} {result['split']} rows"
+        table = Table(title=title, box=SIMPLE_HEAD, padding=0)
+        columns = ("", "AUC", "log loss", "of share", "calibration", "ECE", "by user")
+        for column in columns:  # within 80 characters, beside a label of up to 11
+            table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
         for name, row in result["labels"].items():
             interval = ""
             if "auc_low" in row:
@@ -294,7 +296,8 @@ def _is_of(
     config, metrics = (
         json.loads(bytes(version.file(name))) for name in ("config.json", "metrics.json")
     )
-    metrics.pop("variants", None)  # times differ
+    for key in ("variants", "evaluation_of"):  # times differ
+        metrics.pop(key, None)
     config, settings = (
         {table: part for table, part in one.items() if table != "gate"}
         for one in (config, settings)

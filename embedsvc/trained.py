@@ -19,6 +19,12 @@ from embedsvc.edge_ids import EdgeIds
 from embedsvc.graph.bags import entity_vectors
 from embedsvc.graph.initial import fresh_maker
 from embedsvc.graph.model import GraphModel
+from embedsvc.training.asker_features import (
+    AskerFeatures,
+    features_slot,
+    stored_into,
+    unpacked,
+)
 from embedsvc.training.askers import Askers, InputRows, known_before
 from partitions import durable, precision
 from partitions.checkpoint import BEST, MANIFEST, Checkpoint, CheckpointManifest
@@ -87,7 +93,14 @@ class Trained:
             for name, array in arrays.items()
             if name.startswith("tower.")
         }
-        return Askers(self.graph, relation, output, train, rows, tower)
+        features, feature_rows = None, np.zeros((0, output.dim), np.float32)
+        if output.features:
+            values = unpacked(arrays)
+            features = AskerFeatures.encode(self.graph, relation.lhs, output.features, values)
+            feature_rows = np.zeros((len(values), output.dim), np.float32)
+            entry = tables.get(features_slot(relation.lhs))
+            stored_into(feature_rows, None, checkpoint, entry, digest=True)
+        return Askers(self.graph, relation, output, train, rows, tower, features, feature_rows)
 
     def before(self, split: str | None) -> "Trained":
         """The same commit for judging by `split`: vectors that are made of events are of those in

@@ -21,6 +21,8 @@ _ORDER = (
     *("serve", "query"),
 )  # the road's order
 
+_INTERRUPTED = 130  # as shells say of a command that Ctrl-C ended
+
 # What a full or broken disk looks like; every other OSError is our mistake and keeps its traceback.
 _DISK = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again",
@@ -92,8 +94,17 @@ def main() -> None:
                 "planned. Free some, or choose more partitions or a smaller train.buffer."
             )
         )
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except KeyboardInterrupt:  # before typer's own code runs
+        sys.exit(_stopped())
+    except SystemExit as end:
+        if end.code == _INTERRUPTED:  # what typer makes of Ctrl-C
+            _stopped()
+        raise
+
+
+def _stopped() -> int:
+    print("embedsvc: stopped; the same command goes on.", file=sys.stderr)
+    return _INTERRUPTED
 
 
 def _fail(sentence: str) -> int:

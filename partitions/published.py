@@ -12,12 +12,16 @@
     v000003/entities/TYPE/NAME.faiss            FAISS index over all shards
     v000003/seen/NNNN.arrow               of relation N: `rhs`: large_list<uint32>, row = lhs id
     v000003/tower.onnx                    what somebody had -> a vector to ask with, where learnt so
+    v000003/tower_features.json           what it knows besides, where it does
     v000003/ranker/...                    a ranker (partitions/ranker_files.py), where there is one
 
 tower.onnx: of a model of [output], for its relation. In: `history` int64 [n, L], ids of the rhs
 type, the newest last, -1 for padding, L at least 1. Out: `x` float32 [n, dim - 1], `query` float32
 [n, dim] = [x, 1], for the inner product with rows of the rhs, so for its `score` index. A history
-is cut to as many of the newest as training looked at. There is none where rows exceed 2 GB.
+is cut to as many of the newest as training looked at. There is none where rows exceed 2 GB. Where
+the model knows features of who asks, one more input: `features` int64 [n, F], numbers of the values
+of his attributes, -1 for one that is missing or not there; tower_features.json has them by column
+and value, {"gender": {"F": 0, "M": 1}}, the columns in their order.
 
 A version of a ranker alone has no entity types, no relations and no golden.json.
 
@@ -48,7 +52,7 @@ from partitions.errors import DataError, did_you_mean
 FORMAT_VERSION = 1
 CURRENT = "CURRENT"
 MANIFEST = "manifest.json"
-TOWER = "tower.onnx"
+TOWER, TOWER_FEATURES = "tower.onnx", "tower_features.json"
 # Just below 1 MiB with the store's own header, so that the allocator's class isn't overshot.
 BLOB_BYTES = (1 << 20) - 64
 _NAME = re.compile(r"v\d{6,}")

@@ -24,12 +24,13 @@ from embedsvc.evaluation.topk import Best
 from embedsvc.graph.comparators import COMPARATORS, Comparator
 from embedsvc.graph.operators import OPERATORS
 from embedsvc.ranking.sequences import Sequences, histories
-from embedsvc.ranking.tower_onnx import HISTORY, QUERY
+from embedsvc.ranking.tower_onnx import FEATURES, HISTORY, QUERY
 from embedsvc.trained import Trained
+from embedsvc.training.asker_features import AskerFeatures
 from embedsvc.training.askers import known_before
 from partitions.errors import DataError
 from partitions.graph import Graph, slots_of
-from partitions.published import TOWER, PublishedRelation, PublishedVersion
+from partitions.published import TOWER, TOWER_FEATURES, PublishedRelation, PublishedVersion
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -141,6 +142,7 @@ class _Tower:
     session: "onnxruntime.InferenceSession"
     histories: Sequences  # of the graph's ids
     rhs_row: Ids  # of each of these: its row in the version, or -1
+    features: Ids | None  # [lhs, F]; None: it knows none
 
     @staticmethod
     def of(
@@ -165,7 +167,15 @@ class _Tower:
             bytes(version.file(TOWER)), providers=["CPUExecutionProvider"]
         )
         found = histories(graph, relation.name, known_before(split))
-        return _Tower(session, found, rhs_row)
+        features = None
+        if TOWER_FEATURES in version.manifest.files:
+            numbered = json.loads(bytes(version.file(TOWER_FEATURES)))
+            values = sorted(
+                ((at, name, value) for name, own in numbered.items() for value, at in own.items())
+            )
+            pairs = [(name, value) for _, name, value in values]
+            features = AskerFeatures.encode(graph, relation.lhs, list(numbered), pairs).ids
+        return _Tower(session, found, rhs_row, features)
 
     def queries(self, lhs: Ids) -> NDArray[np.float32]:
         sizes = np.diff(self.histories.starts)[lhs]
@@ -175,7 +185,10 @@ class _Tower:
             longest = max(1, int(sizes[block].max()))
             ids = self.histories.newest(lhs[block], longest)
             rows = np.where(ids < 0, -1, self.rhs_row[ids])
-            parts += self.session.run([QUERY], {HISTORY: rows})
+            asked = {HISTORY: rows}
+            if self.features is not None:
+                asked[FEATURES] = self.features[lhs[block]]
+            parts += self.session.run([QUERY], asked)
         return np.concatenate(parts)
 
 

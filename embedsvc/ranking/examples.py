@@ -55,18 +55,22 @@ EXAMPLES: Registry[Examples] = Registry("kind of examples")
 @dataclass(frozen=True)
 class NextItem:
     """Each item but the first of a sequence is a target; up to max_history before it are its
-    history. A sequence of n items has n - 1 examples, one of fewer than 2 has none."""
+    history. A sequence of n items has n - 1 examples, one of fewer than 2 has none. With `first`
+    the first is one, too, of an empty history: what features of the owner alone should find."""
 
     max_history: int = 50
+    first: bool = False
 
     def __post_init__(self) -> None:
         if self.max_history < 1:
             raise ConfigError(f"max_history is {self.max_history}; it must be at least 1.")
 
     def num_examples(self, sequences: Sequences) -> int:
-        return int(_ends_of_next(sequences.starts)[-1])
+        return int(_ends_of_next(sequences.starts, self.first)[-1])
 
     def frequencies(self, sequences: Sequences, num_classes: int) -> Ids:
+        if self.first:
+            return np.bincount(sequences.items, minlength=num_classes)
         firsts = sequences.starts[:-1][np.diff(sequences.starts) > 0]
         return np.bincount(sequences.items, minlength=num_classes) - np.bincount(
             sequences.items[firsts], minlength=num_classes
@@ -75,15 +79,23 @@ class NextItem:
     def batches(
         self, sequences: Sequences, batch_size: int, seed: int, epoch: int, first: int = 0
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        ends = _ends_of_next(sequences.starts)
+        for _, *batch in self.of_owners(sequences, batch_size, seed, epoch, first):
+            yield batch[0], batch[1]
+
+    def of_owners(
+        self, sequences: Sequences, batch_size: int, seed: int, epoch: int, first: int = 0
+    ) -> Iterator[tuple[Ids, Tensor, Tensor]]:
+        """`batches`, and before each the numbers of its sequences."""
+        ends = _ends_of_next(sequences.starts, self.first)
         for numbers in order(int(ends[-1]), batch_size, seed, epoch, first):
             owner = np.searchsorted(ends, numbers, side="right") - 1
             begins = sequences.starts[owner]
-            target_at = begins + numbers - ends[owner] + 1
-            width = min(int((target_at - begins).max()), self.max_history)
+            target_at = begins + numbers - ends[owner] + (not self.first)
+            width = min(max(int((target_at - begins).max()), 1), self.max_history)
             history = np.empty((len(numbers), width), np.int64)
             copy_before(sequences.items, begins, target_at, history)
-            yield torch.from_numpy(history), torch.from_numpy(sequences.items[target_at])
+            target = torch.from_numpy(sequences.items[target_at])
+            yield owner, torch.from_numpy(history), target
 
 
 @EXAMPLES.add("skip_gram")
@@ -124,9 +136,9 @@ class SkipGram:
 # ends[s]: how many examples the sequences before s have; [S + 1].
 
 
-def _ends_of_next(starts: Ids) -> Ids:
+def _ends_of_next(starts: Ids, first: bool) -> Ids:
     ends = np.zeros(len(starts), np.int64)
-    np.cumsum(np.maximum(np.diff(starts) - 1, 0), out=ends[1:])
+    np.cumsum(np.maximum(np.diff(starts) - (not first), 0), out=ends[1:])
     return ends
 
 

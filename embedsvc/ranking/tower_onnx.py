@@ -1,6 +1,8 @@
 """A trained history tower as one ONNX graph: ids in, the vector that asks an index out.
 
     input    history  int64 [n, L]        ids of items, the newest last; -1 is padding; L >= 1
+             features int64 [n, F]        rows of features, -1 where one is not known; of a tower
+                                          that has some
     outputs  x        float32 [n, D]      the tower's vector
              query    float32 [n, D + 1]  [x, 1], for the inner product with rows [w, b]
 
@@ -17,7 +19,7 @@ from embedsvc.ranking.onnx_graph import MAX_BYTES, OnnxGraph
 from embedsvc.ranking.towers import HistoryTower
 from partitions.errors import DataError
 
-HISTORY, X, QUERY = "history", "x", "query"
+HISTORY, FEATURES, X, QUERY = "history", "features", "x", "query"
 
 
 def export_tower(
@@ -39,12 +41,18 @@ def export_tower(
     table[:-1, -1] = learnt
     graph = OnnxGraph()
     pooled = _pooled(graph, tower, table, newest)
+    inputs = [(HISTORY, TensorProto.INT64, ("n", "l"))]
+    if tower.features is not None:
+        of_features = np.pad(tower.features.weight.detach().numpy(), ((0, 1), (0, 0)))
+        found = graph.node("Gather", graph.constant(of_features), FEATURES, axis=0)
+        pooled = graph.node("Add", pooled, graph.sum(found, 1))
+        inputs.append((FEATURES, TensorProto.INT64, ("n", "f")))
     x = _layers(graph, tower, pooled)
     graph.node("Identity", x, named=X)
     one = graph.constant([0, 0, 0, 1], np.int64)
     graph.node("Pad", x, one, graph.constant(1.0), named=QUERY)
     outputs = [(name, TensorProto.FLOAT, ("n", dim + at)) for at, name in enumerate((X, QUERY))]
-    return graph.made("tower", [(HISTORY, TensorProto.INT64, ("n", "l"))], outputs)
+    return graph.made("tower", inputs, outputs)
 
 
 def _pooled(

@@ -267,9 +267,10 @@ class HistoryTower(nn.Module):
     x = p + bias                                  hidden = 0
     x = p + bias + W2 relu(W1 p + b1)             hidden > 0: that many units
     p = pooling of the items' rows; 0 for an empty history, or one of nothing but padding
+        + sum of the rows of features of who asks, where there are some
 
-    W2 and bias are 0 at first. They, W1, b1 and what a pooling learns are ordinary parameters, for
-    an optimizer of torch: torch.optim.Adagrad(tower.dense_parameters()).
+    Rows of features, W2 and bias are 0 at first. W2, bias, W1, b1 and what a pooling learns are
+    ordinary parameters, for an optimizer of torch: torch.optim.Adagrad(tower.dense_parameters()).
     """
 
     def __init__(
@@ -280,12 +281,14 @@ class HistoryTower(nn.Module):
         pooling: str | dict[str, Any] = "mean",
         max_history: int = 50,
         hidden: int = 0,
+        feature_rows: int = 0,
         optimizer: str | dict[str, Any] = "rowwise_adagrad",
         lr: float = 0.1,
         init_scale: float | None = None,
         threads: int | None = None,
         seed: int = 0,
     ) -> None:
+        """feature_rows: values of features, of all of them together."""
         super().__init__()
         if max_history < 1 or hidden < 0:
             raise ConfigError(
@@ -300,6 +303,11 @@ class HistoryTower(nn.Module):
             threads=threads,
             seed=seed,
         )
+        self.features: RowEmbedding | None = None
+        if feature_rows:
+            self.features = RowEmbedding(
+                feature_rows, dim, optimizer=optimizer, lr=lr, init_scale=0, threads=threads
+            )
         self.max_history = max_history
         self.pooling = POOLINGS.build(pooling)
         self.learnt = self.pooling.prepare(dim, max_history, seed)
@@ -310,8 +318,9 @@ class HistoryTower(nn.Module):
         """All but the table: torch's Adagrad makes a state of every parameter that it is given."""
         return [parameter for parameter in self.parameters() if parameter.requires_grad]
 
-    def forward(self, history_BL: Tensor) -> Tensor:
-        """history_BL: int64 [B, L], L at most max_history: items, the newest last, and -1 for
+    def forward(self, history_BL: Tensor, feature_BF: Tensor | None = None) -> Tensor:
+        """feature_BF: int64 [B, F], rows of features, -1 where one is not known; None: of nobody.
+        history_BL: int64 [B, L], L at most max_history: items, the newest last, and -1 for
         padding, on either side: the order of what is left counts. Returns float32 [B, D]."""
         if history_BL.dim() != 2 or history_BL.shape[1] > self.max_history:
             raise DataError(
@@ -319,6 +328,9 @@ class HistoryTower(nn.Module):
                 f"{list(history_BL.shape)}."
             )
         pooled_BD = self.pooling(self.table, history_BL, self.learnt)
+        if self.features is not None and feature_BF is not None:
+            ones_BF = torch.ones(feature_BF.shape)
+            pooled_BD = pooled_BD + self.features.pooled(feature_BF, ones_BF)
         hidden_BD = pooled_BD + self.bias
         return hidden_BD if self.layers is None else hidden_BD + self.layers(pooled_BD)
 

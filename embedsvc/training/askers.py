@@ -7,7 +7,7 @@ asked about in blocks, and beside their histories only a block's items and rows 
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,6 +19,7 @@ from embedsvc.config import OutputConfig, TrainConfig
 from embedsvc.ranking.examples import EXAMPLES, NextItem
 from embedsvc.ranking.sequences import Ids, Sequences, histories
 from embedsvc.ranking.towers import HistoryTower
+from embedsvc.training.asker_features import AskerFeatures
 from embedsvc.training.rows import Floats, input_place
 from partitions.checkpoint import Checkpoint
 from partitions.durable import FileEntry
@@ -34,7 +35,9 @@ def known_before(split: str | None) -> tuple[str, ...]:
     return SPLITS if split is None else SPLITS[: max(1, SPLITS.index(split))]
 
 
-def make_tower(output: OutputConfig, config: TrainConfig, longest: int = 1) -> HistoryTower:
+def make_tower(
+    output: OutputConfig, config: TrainConfig, longest: int = 1, feature_rows: int = 0
+) -> HistoryTower:
     """A tower as `output` says, but for its rows. longest: of the histories it will see."""
     examples = EXAMPLES.build(output.examples)
     return HistoryTower(
@@ -44,6 +47,7 @@ def make_tower(output: OutputConfig, config: TrainConfig, longest: int = 1) -> H
         # Of skip-grams who asks is the mean of all there is.
         max_history=examples.max_history if isinstance(examples, NextItem) else longest,
         hidden=output.hidden,
+        feature_rows=feature_rows,
         optimizer=output.optimizer,
         lr=output.tower_lr or output.lr,
         threads=config.threads,
@@ -97,6 +101,8 @@ class Askers:
     config: TrainConfig
     rows: InputRows
     learnt: Mapping[str, NDArray[Any]]  # the tower's parameters, by their names
+    features: AskerFeatures | None = None
+    feature_rows: Floats = field(default_factory=lambda: np.empty((0, 0), np.float32))
     known: tuple[str, ...] = SPLITS
 
     @cached_property
@@ -107,7 +113,10 @@ class Askers:
     def tower(self) -> HistoryTower:
         """But for its rows."""
         longest = int(np.diff(self._histories.starts).max(initial=1))
-        tower = make_tower(self.output, self.config, longest).eval()
+        num_rows = len(self.feature_rows)
+        tower = make_tower(self.output, self.config, longest, num_rows).eval()
+        if tower.features is not None:
+            tower.features.weight.data = torch.from_numpy(self.feature_rows)
         with torch.no_grad():
             for name, value in tower.named_parameters():
                 if value.requires_grad:
@@ -118,8 +127,12 @@ class Askers:
         """float32 [len(who), dim + 1]: [x, 1] of these ids."""
         out = np.ones((len(who), self.output.dim + 1), np.float32)
         for places, width in self._blocks(who):
-            out[places, :-1] = self._x_of(self._histories.newest(who[places], width))
+            out[places, :-1] = self._x_of(self._histories.newest(who[places], width), who[places])
         return out
+
+    def features_of(self, who: Ids) -> Ids:
+        """int64 [len(who), columns]: what the tower knows of them besides; -1: nothing."""
+        return self.features.ids[who] if self.features is not None else np.empty((len(who), 0), int)
 
     @property
     def newest(self) -> int | None:
@@ -146,10 +159,11 @@ class Askers:
             at += some
 
     @torch.no_grad()
-    def _x_of(self, history_BL: Ids) -> Floats:
+    def _x_of(self, history_BL: Ids, who: Ids) -> Floats:
         items, at = np.unique(history_BL, return_inverse=True)
         rows, learnt = self.rows.of(items)
         self.tower.table.weight.data = torch.from_numpy(rows)
         # -1 is padding, as is what nobody learnt, whose row would be noise.
         places = np.where(learnt, np.cumsum(learnt) - 1, -1)[at].reshape(history_BL.shape)
-        return np.asarray(self.tower(torch.from_numpy(places)).numpy())
+        features = torch.from_numpy(self.features_of(who))
+        return np.asarray(self.tower(torch.from_numpy(places), features).numpy())

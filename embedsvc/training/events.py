@@ -4,12 +4,13 @@ The classes are the rhs entities of one relation. Those on its other side, if th
 type, are who asks (askers.py).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from embedsvc.config import OutputConfig
-from embedsvc.ranking.examples import EXAMPLES, Examples
+from embedsvc.ranking.examples import EXAMPLES, Examples, NextItem
 from embedsvc.ranking.sequences import Sequences, histories, walks
+from embedsvc.training.asker_features import check_features
 from partitions.errors import ConfigError, DataError, did_you_mean
 from partitions.graph import Graph
 from partitions.registry import Registry
@@ -84,6 +85,8 @@ class Events:
     def read(graph: Graph, output: OutputConfig, seed: int) -> "Events":
         relation = relation_of(graph, output)
         examples: Examples = EXAMPLES.build(output.examples)
+        if output.features and isinstance(examples, NextItem):
+            examples = replace(examples, first=True)  # what is known of him before all events
         source = SEQUENCES.build(output.sequences)
         sequences = source.read(graph, relation, seed)
         num_examples = examples.num_examples(sequences)
@@ -120,4 +123,5 @@ def relation_of(graph: Graph, output: OutputConfig) -> RelationType:
             f"{graph.path} has {graph.num_entities(relation.rhs)} {relation.rhs} entities: a "
             "softmax chooses among at least 2."
         )
+    check_features(graph, relation, output.features)
     return relation

@@ -11,6 +11,7 @@ from embedsvc.outputs.retrievers import RETRIEVERS
 from embedsvc.outputs.sparse import ROW_OPTIMIZERS
 from embedsvc.ranking.examples import EXAMPLES, NextItem
 from embedsvc.ranking.towers import POOLINGS, Gru, Mean, Recency
+from embedsvc.training.asker_features import text_bytes
 from embedsvc.training.askers import BLOCK_NUMBERS
 from embedsvc.training.events import SEQUENCES, Histories, relation_of
 from embedsvc.training.room import refusal
@@ -23,6 +24,7 @@ from partitions.schema import RelationType
 # which takes 130 MB more for a small index and 260 for a large one: half of that is planned for.
 _PROCESS_BYTES = 630_000_000
 _FREQUENCY_BYTES = 36  # a class: frequency, rank and alias
+_VALUE_BYTES = 200  # of a feature's: its text in Python, and where it stands
 _WHILE_BUILT = 3  # times as much as an index keeps, keys and their order being in memory with it
 _TILES_BYTES = 100 << 20  # of scores, and copies of them
 _BLOCK_COPIES = 6  # of the rows of a block of histories, where they are looked up one by one
@@ -82,14 +84,20 @@ def plan_output(
     num_classes = graph.num_entities(relation.rhs)
     width = ROW_OPTIMIZERS.build(output.optimizer).state_width
     rows = num_classes * 4 * (2 * output.dim + 1 + 2 * width)
+    features = 0
+    if output.features:  # text and what is made of it; numbers of all who ask, and of values
+        text, values = text_bytes(graph, relation.lhs, output.features)
+        features = 3 * text + 8 * graph.num_entities(relation.lhs) * len(output.features)
+        features += values * (4 * (output.dim + width) + _VALUE_BYTES)
     largest = max(graph.num_rows(slot) for slot in slots_of(graph.entity_types[relation.rhs]))
     plan = OutputPlan(
         rows=rows,
-        events=_events_bytes(graph, output),
+        events=_events_bytes(graph, output) + features,
         index=num_classes * _index_bytes(output),
         batch=_batch_bytes(output, num_classes, config.threads or num_cores()),
         commit=largest * 17,  # which rows are touched, by number; keys' hashes
         evaluation=_evaluation_bytes(graph, relation, largest * 4 * (output.dim + 1 + width))
+        + features
         if config.early_stopping
         else 0,
     )

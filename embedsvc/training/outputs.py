@@ -13,7 +13,7 @@ one. The outcome is an ordinary checkpoint of a graph model (rows.py).
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -30,9 +30,17 @@ from embedsvc.outputs.full import FullSoftmax
 from embedsvc.outputs.lsh_softmax import LSHSoftmax
 from embedsvc.outputs.sparse import ROW_OPTIMIZERS
 from embedsvc.ranking.examples import NextItem
+from embedsvc.ranking.row_embedding import RowEmbedding
 from embedsvc.ranking.sequences import keeps_order
 from embedsvc.ranking.towers import HistoryTower
 from embedsvc.training import stopping
+from embedsvc.training.asker_features import (
+    VOCABULARY,
+    AskerFeatures,
+    features_slot,
+    stored_into,
+    unpacked,
+)
 from embedsvc.training.askers import make_tower
 from embedsvc.training.events import Events, relation_of
 from embedsvc.training.ledger import Ledger
@@ -136,10 +144,12 @@ class _Trainer:
         folder = checkpoint.path if plan.mapped else None
         self.class_rows = self._rows(output.dim, True, folder, manifest.tables)
         self.input_rows = self._rows(output.dim, False, folder, manifest.tables)
-        self.tower, self.layer = self._make_tower(), self._make_layer()
+        arrays = checkpoint.read_parameters(manifest.parameters)
+        self.features = self._features(arrays)
+        self.tower, self.layer = self._make_tower(manifest.tables), self._make_layer()
         dense = [p for p in self.tower.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adagrad(dense, lr=output.tower_lr or output.lr)
-        self._load(checkpoint.read_parameters(manifest.parameters), with_retriever=not grown)
+        self._load(arrays, with_retriever=not grown)
         self.stopping: EarlyStopping | None = None
         if config.early_stopping is not None:
             judge = Judge.of_lists(graph, checkpoint, self.events.relation.name)
@@ -183,8 +193,22 @@ class _Trainer:
         """Under what name the checkpoint has the rows."""
         return self.events.classes if of_classes else input_place(self.events.classes)
 
-    def _make_tower(self) -> HistoryTower:
-        tower = make_tower(self.output, self.config)
+    def _features(self, arrays: Mapping[str, NDArray[Any]]) -> AskerFeatures | None:
+        if not self.output.features:
+            return None
+        asked = np.diff(self.events.sequences.starts) > 0
+        entity_type, known = self.events.relation.lhs, unpacked(arrays)
+        found = AskerFeatures.learn(self.graph, entity_type, self.output.features, asked, known)
+        found.say()
+        return found
+
+    def _make_tower(self, stored: Mapping[Slot, FileEntry]) -> HistoryTower:
+        feature_rows = len(self.features.values) if self.features is not None else 0
+        tower = make_tower(self.output, self.config, feature_rows=feature_rows)
+        if self.features is not None and tower.features is not None:
+            entry = stored.get(features_slot(self.features.entity_type))
+            rows, state = tower.features.weight.numpy(), tower.features.optimizer_state.numpy()
+            stored_into(rows, state, self.checkpoint, entry, digest=False)
         tower.table.weight.data = torch.from_numpy(self.input_rows.weight)
         tower.table.optimizer_state = torch.from_numpy(self.input_rows.state)
         return tower
@@ -242,12 +266,11 @@ class _Trainer:
     def _train_piece(self, lease: Lease, ledger: Ledger, examples_left: int) -> None:
         ledger.open(lease, self._size(lease.bucket), examples_left)
         first = lease.bucket.rhs * self.piece_batches
-        batches = self.events.examples.batches(
-            self.events.sequences, self.output.batch_size, self.config.seed, lease.epoch, first
-        )
-        for history_BL, target_B in islice(batches, self.piece_batches):
+        for history_BL, feature_BF, target_B in islice(
+            self._batches(lease.epoch, first), self.piece_batches
+        ):
             try:
-                loss = self._step(history_BL, target_B)
+                loss = self._step(history_BL, feature_BF, target_B)
             except DataError as error:  # how the layers say that numbers overflow
                 raise DataError(self._diverged(lease, str(error))) from None
             if not math.isfinite(loss):
@@ -256,9 +279,20 @@ class _Trainer:
         done = self.num_pieces - self.schedule.num_waiting
         ledger.close(done, self.num_pieces, 0.0, self.output.lr)
 
-    def _step(self, history_BL: Tensor, target_B: Tensor) -> float:
+    def _batches(self, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor | None, Tensor]]:
+        """(history_BL, feature_BF, target_B), from batch `first` on."""
+        events, examples = self.events, self.events.examples
+        order = events.sequences, self.output.batch_size, self.config.seed, epoch, first
+        if self.features is not None and isinstance(examples, NextItem):
+            for owner, history_BL, target_B in examples.of_owners(*order):
+                yield history_BL, torch.from_numpy(self.features.ids[owner]), target_B
+        else:
+            for history_BL, target_B in examples.batches(*order):
+                yield history_BL, None, target_B
+
+    def _step(self, history_BL: Tensor, feature_BF: Tensor | None, target_B: Tensor) -> float:
         self.optimizer.zero_grad()
-        loss = self.layer(self.tower(history_BL), target_B).loss
+        loss = self.layer(self.tower(history_BL, feature_BF), target_B).loss
         loss.backward()
         self.optimizer.step()
         return float(loss.detach())
@@ -268,10 +302,15 @@ class _Trainer:
         token, events = max(lease.token for lease in leases), self.events
         tables: dict[Slot, FileEntry] = {}
         for rows, of_classes in ((self.class_rows, True), (self.input_rows, False)):
-            if not np.isfinite(rows.state).all():
+            learnt = [rows.state]
+            if self.tower.features is not None:
+                learnt.append(self.tower.features.optimizer_state.numpy())
+            if not all(np.isfinite(state).all() for state in learnt):
                 raise DataError(self._diverged(leases[-1], "A row's state is no number."))
             place = self._place(of_classes)
             tables |= rows.write(self.graph, events.classes, place, self.checkpoint, token)
+        if self.features is not None and self.tower.features is not None:
+            tables |= self._write_features(self.features, self.tower.features, token)
         parameters = self.checkpoint.write_parameters(token, self._arrays())
         for lease in leases:
             assert self.schedule.commit(lease.token)
@@ -287,6 +326,18 @@ class _Trainer:
         )
         leases.clear()
 
+    def _write_features(
+        self, features: AskerFeatures, table: RowEmbedding, token: int
+    ) -> dict[Slot, FileEntry]:
+        rows, state = table.weight.numpy(), table.optimizer_state.numpy()
+        touched = np.not_equal(state if state.shape[1] else rows, 0).any(axis=1)
+        kept = np.ones(len(rows), np.float32)  # of an optimizer that keeps nothing
+        if state.shape[1]:
+            kept = state[:, 0] if state.shape[1] == 1 else state
+        slot, optimizer = features_slot(features.entity_type), self.input_rows.optimizer
+        written = self.checkpoint.write_rows(slot, token, rows, kept, touched, optimizer)
+        return {slot: written}
+
     # --- the rest of the state
 
     def _arrays(self) -> dict[str, NDArray[Any]]:
@@ -295,6 +346,8 @@ class _Trainer:
             if value.requires_grad:
                 found[f"tower.{name}"] = value.detach().numpy()
                 found[f"tower.{name}.sum"] = self.optimizer.state[value]["sum"].numpy()
+        if self.features is not None:
+            found[VOCABULARY] = self.features.packed
         found |= {f"layer.{name}": value.numpy() for name, value in self._counters().items()}
         if isinstance(self.layer, LSHSoftmax):
             state = self.layer.get_extra_state()

@@ -110,6 +110,8 @@ def test_pruned_layers_are_zeros_and_said_so(folder: Path) -> None:
     assert len(layers) == 2
     assert all(abs((layer == 0).mean() - 0.8) < 0.01 for layer in layers)
     whole, pruned = variants(ranker)
+    metrics = json.loads((ranker.parent / "metrics.json").read_text())
+    assert metrics["evaluation_of"] == whole["name"]
     assert pruned["zeros"] == pytest.approx(0.8, abs=0.01) and whole["zeros"] is None
     cost = pruned["auc_cost"]["click"]
     assert cost == pytest.approx(whole["auc"]["click"] - pruned["auc"]["click"]) and cost < 0.05

@@ -130,3 +130,15 @@ def test_settings_that_make_no_sense() -> None:
     for batch_size, first in [(0, 0), (5, -1)]:
         with pytest.raises(ConfigError, match="batch_size is"):
             list(islice(NextItem().batches(sequences, batch_size, 0, 0, first), 1))
+
+
+def test_the_first_of_a_sequence_is_asked_of_nothing_where_it_is_wanted() -> None:
+    sequences = sequences_of([[1, 2, 3], [], [4]])
+    examples = NextItem(max_history=5, first=True)
+    assert examples.num_examples(sequences) == 4
+    assert examples.frequencies(sequences, 6).tolist() == [0, 1, 1, 1, 1, 0]
+    found = []
+    for owner, history, target in examples.of_owners(sequences, 3, 0, 0):
+        for who, row, goal in zip(owner, history.tolist(), target.tolist(), strict=True):
+            found.append((int(who), [one for one in row if one >= 0], goal))
+    assert sorted(found) == [(0, [], 1), (0, [1], 2), (0, [1, 2], 3), (2, [], 4)]

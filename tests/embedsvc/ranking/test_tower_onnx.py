@@ -90,3 +90,27 @@ def test_rows_beyond_what_a_file_holds_are_refused(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tower_onnx, "MAX_BYTES", 100)
     with pytest.raises(DataError, match="rows take 868 bytes; an ONNX file holds 100"):
         exported(a_tower("mean"))
+
+
+@EACH
+@pytest.mark.parametrize("hidden", [0, 4])
+def test_features_of_who_asks_are_one_more_input(pooling: str, hidden: int) -> None:
+    tower = HistoryTower(
+        ITEMS, DIM, pooling=pooling, max_history=NEWEST, hidden=hidden, feature_rows=5
+    )
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.normal_(generator=torch.Generator().manual_seed(len(parameter)))
+    history = histories(NEWEST)
+    features = np.random.default_rng(0).integers(-1, 5, (len(history), 2))
+    seen = np.where((history >= 0) & LEARNT[history], history, -1)
+    tower.eval()
+    with torch.no_grad():
+        wanted = tower(torch.from_numpy(seen), torch.from_numpy(features)).numpy()
+        without = tower(torch.from_numpy(seen)).numpy()
+    session = onnxruntime.InferenceSession(exported(tower).SerializeToString())
+    [x] = session.run(["x"], {"history": history, "features": features})
+    np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=2e-5)
+    nothing = (features < 0).all(1)
+    np.testing.assert_array_equal(wanted[nothing], without[nothing])
+    assert np.abs(wanted - without)[~nothing].max(1).min() > 0.01
