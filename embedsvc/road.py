@@ -4,18 +4,13 @@ and print."""
 import json
 import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
 
 from embedsvc.config import (
-    ClassifyConfig,
     EvalConfig,
     GateConfig,
     ModelConfig,
@@ -24,7 +19,7 @@ from embedsvc.config import (
     TrainConfig,
 )
 from partitions import config as settings_file
-from partitions import durable, import_plan, importer, notes, provenance, published, releases
+from partitions import durable, import_plan, importer, notes, provenance, releases
 from partitions.checkpoint import Checkpoint
 from partitions.commands import print_report
 from partitions.config import GraphConfig, RunConfig, Settings
@@ -39,10 +34,7 @@ from partitions.published import PublishedVersion
 from partitions.validation import SCHEMA
 
 if TYPE_CHECKING:
-    from embedsvc.edge_ids import EdgeIds
-    from embedsvc.evaluation.links import LinkRanks
     from embedsvc.evaluation.list_gate import ListGate
-    from embedsvc.evaluation.lists import Asked, Judged
     from embedsvc.evaluation.nodes import Labels
     from embedsvc.evaluation.served import Client
     from embedsvc.release_road import Releases
@@ -259,7 +251,7 @@ class Road:
 
     def evaluate(self, *, if_needed: bool = False, through: str | None = None) -> dict[str, Any]:
         """through: URL of a server whose lists are held to the checkpoint's."""
-        from embedsvc.evaluation.links import sample
+        from embedsvc.eval_road import Evaluation
         from embedsvc.trained import Trained
 
         config = self.settings.table("eval", EvalConfig)
@@ -274,55 +266,47 @@ class Road:
                 self._say(f"eval: {self.folders.checkpoint / name} is up to date")
                 return found
         client = None if through is None else self._connect(through, config, trained)
-        start = time.perf_counter()
-        result: dict[str, Any] = {
-            "checkpoint": trained.digest,
-            "graph": trained.graph.digest,
-            "settings": settings,
-            "split": config.split,
-        }
-        names = [relation.name for relation in trained.graph.relations]
-        self._check_relations(names)
-        learnt = [relation.name for relation in trained.relations]
+        self._check_relations([relation.name for relation in trained.graph.relations])
+        self._say_what_is_left_out("eval", trained)
         recommend = config.recommend
         if trained.output is not None:
-            recommend = learnt  # what it is for
-        self._say_what_is_left_out("eval", trained)
-        edges = trained.edges(config.split)
-        num_in_split = len(edges)
-        if config.relations is not None or len(learnt) < len(names):
-            chosen = [trained.graph.relation_id(name) for name in config.relations or learnt]
-            edges = edges.take(np.flatnonzero(np.isin(edges.rel, chosen)))
-        other_relations = num_in_split - len(edges)
-        if config.max_edges is not None and len(edges) > config.max_edges:
-            edges = sample(edges, config.max_edges)
-            result["sampled_from"] = trained.graph.num_edges(config.split)
-        ranked, lists = None, {}
+            recommend = [relation.name for relation in trained.relations]  # what it is for
+        start, evaluation = time.perf_counter(), Evaluation(trained, config, self.console)
+        result = evaluation.result
+        result |= {"checkpoint": trained.digest, "graph": trained.graph.digest}
+        result |= {"settings": settings, "split": config.split}
         if config.links:
-            measured, ranked = self._evaluate_links(trained, edges, config)
-            result |= measured
-            for found in (result[name] for name in ("links", "sampled_links") if name in result):
-                found["other_relations"] = other_relations
+            evaluation.links()
         for relation in recommend:
-            lists[relation] = self._evaluate_lists(trained, relation, config, result, client)
+            evaluation.lists(relation)
+            if client is not None:
+                evaluation.through(client, relation, self.folders.published)
         if labels is not None and config.classify is not None:
-            self._classify(trained, labels, config.classify, result)
+            evaluation.classify(labels, config.classify)
         result["seconds"] = round(time.perf_counter() - start, 2)
         self._say(f"eval: {result['seconds']:.1f} s")
-        whole = self._metrics_of(trained.digest).get("settings")
-        path = self.folders.checkpoint / EVALUATION
-        if through is not None:
-            path = path.with_name(EVALUATION_THROUGH)
-        elif config.links and config.sampled_candidates is not None:
-            path = path.with_name(EVALUATION_OF_SOME)
-            self._say(f"eval: estimates go to {path}, and are neither published nor judged by")
-        elif _is_of_some(settings) and whole is not None and not _is_of_some(whole):
-            self._say(f"eval: {path} stays, which is of all edges")
-            path = path.with_name(EVALUATION_OF_SOME)
+        path = self._place_of(trained, config, through)
         durable.write_json(path, durable.without_nan(result))
         if config.report and through is None:
-            self._write_report(path.with_suffix(".html"), trained, result, lists, ranked)
+            evaluation.write_report(path.with_suffix(".html"), self.folders.published)
         return result
+
+    def _place_of(self, trained: "Trained", config: EvalConfig, through: str | None) -> Path:
+        """Where an evaluation with these settings is kept; what is of some never takes the place of
+        what is of all."""
+        path = self.folders.checkpoint / EVALUATION
+        if through is not None:
+            return path.with_name(EVALUATION_THROUGH)
+        if config.links and config.sampled_candidates is not None:
+            path = path.with_name(EVALUATION_OF_SOME)
+            self._say(f"eval: estimates go to {path}, and are neither published nor judged by")
+            return path
+        whole = self._metrics_of(trained.digest).get("settings")
+        of_some = _is_of_some(config.model_dump(mode="json"))
+        if of_some and whole is not None and not _is_of_some(whole):
+            self._say(f"eval: {path} stays, which is of all edges")
+            return path.with_name(EVALUATION_OF_SOME)
+        return path
 
     def _labels(self, config: EvalConfig, trained: "Trained") -> "Labels | None":
         if config.classify is None:
@@ -331,141 +315,6 @@ class Road:
 
         folder = self.settings.table("graph", GraphConfig).data
         return Labels.read(config.classify, folder, trained)
-
-    def _classify(
-        self, trained: "Trained", labels: "Labels", config: ClassifyConfig, result: dict[str, Any]
-    ) -> None:
-        from embedsvc.evaluation.nodes import classify
-
-        if labels.num_unknown:
-            keys = f"{_counted(labels.num_unknown, 'key')} of {config.labels}"
-            self._say(f"eval: left out {keys}: the graph has no such {config.type}")
-        vectors = trained.gather(config.type, labels.ids).double().numpy()
-        with rows_bar(self.console, "regressions") as bar:
-            task = bar.add_task("eval classify", total=None)
-            report = classify(
-                vectors, labels, config, result["split"], lambda n: bar.advance(task, n)
-            )
-        result["classify"] = asdict(report)
-        title = f"Labels of {report.num_nodes:,} {config.type} entities ({report.split})"
-        table = Table(title=title, title_justify="left")
-        has_auc = any(found.auc is not None for found in report.shares)
-        for column in ("taught by", "judged", "micro-F1", "macro-F1", *["AUC"] * has_auc):
-            table.add_column(column, justify="right")
-        for found in report.shares:
-            cells = [found.micro_f1, found.macro_f1, *([found.auc] if found.auc else [])]
-            numbers = [f"{cell.value:.4f} ({cell.low:.4f}-{cell.high:.4f})" for cell in cells]
-            table.add_row(f"{found.share:.0%}", f"{found.num_judged:,}", *numbers)
-        self.console.print(table)
-
-    def _evaluate_links(
-        self, trained: "Trained", edges: "EdgeIds", config: EvalConfig
-    ) -> "tuple[dict[str, Any], tuple[LinkRanks, NDArray[np.int64]] | None]":
-        """What is stored; where all candidates were ranked, the ranks and train_degrees."""
-        from embedsvc.evaluation import tables
-        from embedsvc.evaluation.links import rank_links, report, train_degrees
-        from embedsvc.evaluation.sampled import sample_links
-
-        sampled = config.sampled_candidates
-        name = "links" if sampled is None else "sampled_links"
-        if not len(edges):
-            self._say(f"eval: the {config.split} split has no edges to rank")
-            return {name: {"edges": 0}}, None
-        ranked = None
-        with rows_bar(self.console, "scores") as bar:
-            task = bar.add_task("eval links", total=None)
-            scored = partial(bar.advance, task)
-            if sampled is not None:
-                found = sample_links(trained, edges, sampled, progress=scored).report()
-            else:
-                degrees = train_degrees(trained, edges)
-                relations = [relation.name for relation in trained.graph.relations]
-                ranked = (rank_links(trained, edges, scored), degrees)
-                found = report(ranked[0], relations, degrees, config.ties)
-        table = tables.links_table if sampled is None else tables.sampled_links_table
-        self.console.print(table(found, config.split))
-        for line in tables.links_notes(found):
-            self._say(f"eval: {line}")
-        return {name: found}, ranked
-
-    def _write_report(
-        self,
-        path: Path,
-        trained: "Trained",
-        result: dict[str, Any],
-        lists: "dict[str, tuple[Asked, Judged, Judged]]",
-        ranked: "tuple[LinkRanks, NDArray[np.int64]] | None",
-    ) -> None:
-        from embedsvc.evaluation import report
-
-        start = time.perf_counter()
-        found = report.Evaluated(trained, result, lists, ranked)
-        report.write(path, f"Evaluation of {self.folders.dir}", found, self.folders.published)
-        seconds = time.perf_counter() - start
-        self._say(f"eval: figures, curves, neighbours and maps in {path}, {seconds:.1f} s")
-
-    def _evaluate_lists(
-        self,
-        trained: "Trained",
-        relation: str,
-        config: EvalConfig,
-        result: dict[str, Any],
-        client: "Client | None",
-    ) -> "tuple[Asked, Judged, Judged]":
-        """Who was asked about, their lists, and what is most popular."""
-        from embedsvc.evaluation.lists import Asked, judge
-        from embedsvc.evaluation.recommend import report_of
-        from embedsvc.evaluation.sources import OfCheckpoint, OfPopularity
-
-        asked = Asked.of(trained.graph, relation, config.split)
-        with rows_bar(self.console, "lists") as bar:
-            task = bar.add_task(f"eval {relation}", total=len(asked))
-            exact = judge(
-                OfCheckpoint(trained, relation), asked, config.k, lambda n: bar.advance(task, n)
-            )
-        popular = judge(OfPopularity(asked.popularity), asked, config.k)
-        report = asdict(report_of(exact, asked, popular))
-        result.setdefault("recommend", {})[relation] = report
-        self._print_lists(report, by_history=trained.output is not None)
-        if client is not None and len(asked):
-            found = self._judge_server(trained, relation, client, exact, asked)
-            result.setdefault("through", {})[relation] = found
-        return asked, exact, popular
-
-    def _judge_server(
-        self, trained: "Trained", relation: str, client: "Client", exact: "Judged", asked: "Asked"
-    ) -> dict[str, Any]:
-        from embedsvc.evaluation.lists import judge
-        from embedsvc.evaluation.recommend import report_of
-        from embedsvc.evaluation.served import OfServer, gap_between
-
-        lists = OfServer(client, trained.graph, relation)
-        with rows_bar(self.console, "lists") as bar:
-            task = bar.add_task(f"ask {relation}", total=len(asked))
-            served = judge(lists, asked, exact.k, lambda n: bar.advance(task, n))
-        gap, versions = gap_between(exact, served), sorted(lists.versions)
-        strange = [name for name in versions if self._made_of(name) != trained.digest]
-        found = asdict(gap) | {"versions": versions, "unknown_lhs": lists.unknown_lhs}
-        found |= {"failed": gap.failed or bool(strange), "served": asdict(report_of(served, asked))}
-        less = gap.recall.difference
-        self._say(
-            f"eval: through {', '.join(versions) or 'no version'}: {gap.identical:,} of "
-            f"{gap.lists:,} lists are identical, {gap.alike:,} within rounding; recall@{exact.k} "
-            f"exact - served = {less.value:.4f} [{less.low:.4f}, {less.high:.4f}]"
-        )
-        if lists.unknown_lhs:
-            self._say(f"eval: the server does not know {lists.unknown_lhs:,} of those asked about")
-        if strange:
-            self._say(
-                f"eval: FAILED: {', '.join(strange)} was not made of this checkpoint in "
-                f"{self.folders.published}: publish it, or evaluate what is served."
-            )
-        elif gap.failed:
-            self._say(
-                f"eval: FAILED: {gap.too_good:,} served lists score better than the exact ones, "
-                "which can't be: the two leave out other items, or score otherwise."
-            )
-        return found
 
     def _connect(self, through: str, config: EvalConfig, trained: "Trained") -> "Client":
         from embedsvc.evaluation.served import connect
@@ -482,15 +331,6 @@ class Road:
                 "relation to make lists of."
             )
         return connect(through)
-
-    def _made_of(self, version: str) -> str | None:
-        """The digest of the checkpoint that a version here was made of, if that is known."""
-        try:
-            opened = published.open_version(self.folders.published, version)
-            found: dict[str, Any] = json.loads(bytes(opened.file("metrics.json")))
-        except DataError:
-            return None
-        return found.get("checkpoint")
 
     def recommend_all(self, relation: str | None, to: Path, k: int, *, long: bool = False) -> None:
         from embedsvc.evaluation.recommend_all import write_all
@@ -681,19 +521,6 @@ class Road:
 
     def _graph(self) -> Graph:
         return Graph(self.folders.graph)
-
-    def _print_lists(self, report: dict[str, Any], *, by_history: bool = False) -> None:
-        """by_history: also by how much is known of who asks, which a tower makes its vectors of."""
-        from embedsvc.evaluation.tables import lists_notes, lists_table
-
-        if not report["num_lists"]:
-            self._say(
-                f"eval: no list for {report['relation']}: the split has no edge of it to find"
-            )
-            return
-        self.console.print(lists_table(report, by_history=by_history))
-        for line in lists_notes(report):
-            self._say(f"eval: {line}")
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
+from embedsvc.evaluation.nodes import NodesReport
+
 Numbers = Mapping[str, Any]
 
 
@@ -106,6 +108,19 @@ def links_notes(report: Numbers) -> list[str]:
 
 
 _SHARES = ("mrr", "hits1", "hits3", "hits10")
+
+
+def classify_table(report: NodesReport, entity_type: str) -> Table:
+    title = f"Labels of {report.num_nodes:,} {entity_type} entities ({report.split})"
+    table = Table(title=title, title_justify="left")
+    has_auc = any(found.auc is not None for found in report.shares)
+    for column in ("taught by", "judged", "micro-F1", "macro-F1", *["AUC"] * has_auc):
+        table.add_column(column, justify="right")
+    for found in report.shares:
+        cells = [found.micro_f1, found.macro_f1, *([found.auc] if found.auc else [])]
+        numbers = [f"{cell.value:.4f} ({cell.low:.4f}-{cell.high:.4f})" for cell in cells]
+        table.add_row(f"{found.share:.0%}", f"{found.num_judged:,}", *numbers)
+    return table
 
 
 def _ranks_table(title: str) -> Table:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from embedsvc.config import ModelConfig
+from embedsvc.config import EvalConfig, ModelConfig
+from embedsvc.eval_road import Evaluation
 from embedsvc.evaluation import lists, recommend, sources
-from embedsvc.evaluation.recommend import RecommendReport, evaluate_lists
+from embedsvc.evaluation.recommend import evaluate_lists
 from embedsvc.graph.comparators import COMPARATORS
 from embedsvc.graph.operators import OPERATORS
-from embedsvc.road import Road
 from embedsvc.trained import Trained
 from partitions.errors import DataError
 from partitions.graph import Graph
@@ -266,11 +266,12 @@ def test_an_unknown_relation_is_refused_with_a_hint(
         evaluate_lists(trained, "buy", "test", k=3)
 
 
-def test_lists_of_nothing_are_told_in_a_sentence() -> None:
-    road = object.__new__(Road)
-    road.console = Console(file=io.StringIO())
-    nothing = float("nan")
-    report = RecommendReport("buy", 20, 0, nothing, nothing, nothing, nothing, nothing)
-    road._print_lists(asdict(report))
-    said = road.console.file.getvalue()  # type: ignore[attr-defined]
-    assert said == "eval: no list for buy: the split has no edge of it to find\n"
+def test_lists_of_nothing_are_told_in_a_sentence(
+    make_graph: MakeGraph, make_trained: MakeTrained
+) -> None:
+    graph = make_graph({"train": [("u", "buys", "a")]}, {"buys": ("user", "item")})
+    trained = make_trained(graph, ModelConfig(dim=DIM), real_numbers)
+    console = Console(file=io.StringIO())
+    Evaluation(trained, EvalConfig(), console).lists("buys")
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert said == "eval: no list for buys: the split has no edge of it to find\n"
