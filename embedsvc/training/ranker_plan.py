@@ -16,7 +16,7 @@ from partitions.errors import ConfigError
 from partitions.features import Features, Layout, Slot
 from partitions.memory import PANDAS_BYTES
 
-_PROCESS_BYTES = 515_000_000  # interpreter, libraries and compiled kernels, as measured
+_PROCESS_BYTES = 525_000_000  # interpreter, libraries and compiled kernels, as measured
 _COPIES = 4  # of a window: as read, of which the file's pages count, end to end, and shuffled
 _VALUE_BYTES = 100  # of a vocabulary: its text, its fingerprint and where it stands
 _HELD = {"adagrad": 2, "adam": 3}  # weights, and the optimizer's state
@@ -74,10 +74,10 @@ def plan_ranker(
     width = _width(layout, config)
     hidden = sum(config.deep.hidden) if config.deep.enabled else 0
     batch = 2 * config.batch_size * (tasks + len(layout.slots))
-    if _written_out(config):  # inputs; of each thread, the units of a block and of few ids
+    if _written_out(config):  # inputs, sums by id; a thread's units of a block and of few ids
         units = config.deep.hidden[0] + tasks + 1
         few = sum(slot.size for slot in layout.slots if slot.size <= config.batch_size // FEW)
-        batch += config.batch_size * (width + 2 * tasks + 3 * len(layout.slots))
+        batch += config.batch_size * (2 * width + 2 * tasks + 3 * len(layout.slots))
         batch += threads * room_for([width, *config.deep.hidden, tasks])
         batch += (threads + 2) * few * units
     else:  # inputs and their gradients, units before and after ReLU and their gradients
