@@ -222,6 +222,8 @@ def rollback(
 
     root = settings_file.load(config, overrides or []).table("run", RunConfig).published
     move = releases.roll_back(root, to)
+    if move.why:
+        typer.echo(f"rollback: {move.why}")
     typer.echo(f"rollback: {move.to} in {root} is live, in place of {move.was}")
 
 

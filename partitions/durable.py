@@ -1,8 +1,9 @@
 """Writes that survive a kill: temporary name, fsync, rename, fsync of the folder.
 
 A reader sees the whole old file or the whole new one. What a killed writer leaves behind carries
-TEMPORARY in its name and is swept by the next writer. Every file that a manifest names has a
-`FileEntry` (bytes and sha256), so that a truncated or altered file is told from a whole one.
+TEMPORARY in its name and is swept by the next only writer of its folder. Every file that a manifest
+names has a `FileEntry` (bytes and sha256), so that a truncated or altered file is told from a whole
+one.
 """
 
 import ctypes
@@ -75,6 +76,24 @@ def check_digest(path: Path, found: str, entry: FileEntry, remedy: str) -> None:
 
 def temporary_name(path: Path) -> Path:
     return path.with_name(f"{path.name}{TEMPORARY}{os.getpid()}")
+
+
+def sweep_files(folder: Path) -> None:
+    """Remove what killed writers of files left: temporary names of processes that are no more."""
+    for leftover in folder.glob(f"*{TEMPORARY}*"):
+        pid = leftover.name.rpartition(TEMPORARY)[2]
+        if pid.isdigit() and leftover.is_file() and not _runs(int(pid)):
+            leftover.unlink(missing_ok=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
 
 
 def sync_folder(folder: Path) -> None:
@@ -215,9 +234,21 @@ def only_writer(folder: Path, doing: str) -> Iterator[None]:
         file.truncate(0)
         file.write(f"process {os.getpid()} is {doing}")
         file.flush()
+        sweep_files(folder)
         try:
             yield
         except OSError as error:
             if error.errno is not None and error.filename is None:  # as writes leave it
                 error.filename = str(folder)
             raise
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Hold a file that is read and written again; who comes second waits. Its lock lies beside it,
+    since the file itself is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        sweep_files(path.parent)
+        yield

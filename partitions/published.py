@@ -238,6 +238,21 @@ def open_version(root: Path, name: str | None = None) -> PublishedVersion:
     return PublishedVersion(manifest, disk(root / manifest.version))
 
 
+def whole_version(root: Path, name: str | None = None) -> PublishedVersion:
+    """The same with every file read and held against its digest; DataError names one that is
+    not whole."""
+    version = open_version(root, name)
+    for path in version.manifest.files:
+        version.file(path)
+    return version
+
+
+def check_known(root: Path, name: str) -> None:
+    """DataError where there is no such version."""
+    if name not in versions(root):
+        raise DataError(f"{root} has no version {name}. {did_you_mean(name, versions(root))}")
+
+
 def disk(folder: Path) -> Fetch:
     def fetch(path: str, file: PublishedFile) -> Any:
         entry = durable.FileEntry(path, file.bytes, file.sha256)
@@ -345,16 +360,19 @@ def new_version(root: Path) -> Iterator[Draft]:
 
 
 def set_current(root: Path, name: str) -> None:
-    """Make a version the live one. A server notices within its polling period."""
-    if name not in versions(root):
-        raise DataError(f"{root} has no version {name}. {did_you_mean(name, versions(root))}")
+    """Make a version the live one. A server notices within its polling period. To move what is
+    live with a line in the trace: releases.record."""
+    check_known(root, name)
     with durable.replacing(root / CURRENT) as file:
         file.write(f"{name}\n".encode())
 
 
 def remove_versions(root: Path, keep: int, spared: Collection[str] = ()) -> list[str]:
     """Delete all but the newest `keep` versions, the live one and the spared; returns what went."""
-    live = current(root) if (root / CURRENT).exists() else None
+    try:
+        live = current(root)
+    except DataError:
+        live = None
     gone = [name for name in versions(root)[:-keep] if name != live and name not in spared]
     for name in gone:
         # A rename first: a reader sees a whole version or none.

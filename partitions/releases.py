@@ -6,8 +6,9 @@ both formats).
     test-uses.json         beside graph/: which held-out files decided how often
 
 A line of the trace is written and on disk before CURRENT moves; so a kill between the two leaves a
-line that says where CURRENT was about to go. A use is on disk before its verdict is shown: a kill
-may count one that nobody saw, never the other way round.
+line that says where CURRENT was about to go. Before the line, all that could refuse the move is
+done: the trace is read, and every file of the version is held against its digest. A use is on disk
+before its verdict is shown: a kill may count one that nobody saw, never the other way round.
 """
 
 import json
@@ -25,7 +26,7 @@ from partitions.errors import ConfigError, DataError
 TRACE = "gate.jsonl"
 USES = "test-uses.json"
 
-Kind = Literal["decision", "forced", "rollback"]
+Kind = Literal["decision", "ungated", "forced", "rollback"]  # ungated: there were no conditions
 
 
 class _Part(BaseModel):
@@ -82,12 +83,22 @@ def _append(root: Path, move: Move) -> None:
 
 
 def record(root: Path, move: Move) -> None:
-    """Append the line, then do what it says: CURRENT names move.to, if it moved."""
-    if move.to not in published.versions(root):
-        published.set_current(root, move.to)  # says so
+    """Append the line, then do what it says: CURRENT names move.to, if it moved. Who calls holds
+    the folder. DataError, and nothing is written, where the trace or the version is damaged."""
+    published.check_known(root, move.to)
+    trace(root)
+    if move.moved:
+        published.whole_version(root, move.to)
     _append(root, move)
     if move.moved:
         published.set_current(root, move.to)
+
+
+def resume(root: Path, name: str) -> None:
+    """CURRENT goes where the last line of a version says that it was about to."""
+    with durable.only_writer(root, "releasing in"):
+        published.whole_version(root, name)
+        published.set_current(root, name)
 
 
 def live(root: Path) -> str | None:
@@ -104,36 +115,85 @@ def last_of(root: Path, name: str) -> Move | None:
     return found[-1] if found else None
 
 
-def before(root: Path, name: str) -> str | None:
-    """The version that was live when `name` first took its place; None where that isn't known.
-    Ways back don't count, so that going back twice goes back two versions."""
-    for move in reversed(trace(root)):
-        if move.moved and move.to == name and move.kind != "rollback":
-            return move.was
-    return None
+def ever_live(root: Path) -> list[str]:
+    """What the trace says was live, each version once, the latest first."""
+    moved = [move for move in reversed(trace(root)) if move.moved]
+    return list(dict.fromkeys(name for move in moved for name in (move.to, move.was) if name))
+
+
+def before(root: Path) -> str | None:
+    """What going back makes live: of those before the live one, the latest that is still there."""
+    return _back(root)[0]
 
 
 def roll_back(root: Path, to: str | None = None) -> Move:
     """Make the version before the live one, or `to`, the live one."""
     with durable.only_writer(root, "rolling back in"):
-        name = published.current(root)
-        target = to or before(root, name)
+        name = live(root) if to else published.current(root)
+        target, removed = (to, []) if to else _back(root)
         if target is None:
-            raise DataError(
-                f"{root / TRACE} does not say what was live before {name}. Name a version: --to "
-                f"with one of {', '.join(published.versions(root))}."
-            )
+            raise DataError(_nothing_before(root, str(name), removed))
         if target == name:
             raise DataError(f"{name} is live already in {root}.")
-        move = Move(time=now(), kind="rollback", was=name, to=target, moved=True)
+        why = f"removed since, so not gone back to: {', '.join(removed)}" if removed else ""
+        move = Move(time=now(), kind="rollback", was=name, to=target, moved=True, why=why)
         record(root, move)
     return move
 
 
+def _nothing_before(root: Path, name: str, removed: Sequence[str]) -> str:
+    if removed:
+        what = f"All that was live before {name} in {root} was removed: {', '.join(removed)}"
+    elif any(move.moved and move.to == name for move in trace(root)):
+        what = f"{name} is the first that was live in {root}; there is nothing to go back to"
+    else:
+        what = f"{root / TRACE} does not say what was live before {name}"
+    others = ", ".join(other for other in published.versions(root) if other != name)
+    return f"{what}. Name another version: --to with one of {others}." if others else f"{what}."
+
+
+def _back(root: Path) -> tuple[str | None, list[str]]:
+    """(what to go back to, removed versions that come before it)"""
+    name, known = live(root), published.versions(root)
+    removed: list[str] = []
+    for earlier in reversed(_chain(root)):
+        if earlier in known and earlier != name:
+            return earlier, removed
+        if earlier != name and earlier not in removed:
+            removed.append(earlier)
+    return None, removed
+
+
+def _chain(root: Path) -> Sequence[str]:
+    """What was live one after the other, the live one last. A way back takes off the end what it
+    went back from, so that none is gone back to twice."""
+    now: tuple[str, ...] = ()
+    earlier = now  # without the last line, which a kill may have kept from being done
+    for move in trace(root):
+        if move.moved:
+            now = _as_it_was(now, earlier, move.was)
+            earlier, now = now, _after(now, move)
+    return _as_it_was(now, earlier, live(root))
+
+
+def _after(chain: tuple[str, ...], move: Move) -> tuple[str, ...]:
+    if move.kind == "rollback" and move.to in chain:
+        return chain[: len(chain) - chain[::-1].index(move.to)]
+    return chain if chain[-1:] == (move.to,) else (*chain, move.to)
+
+
+def _as_it_was(
+    chain: tuple[str, ...], earlier: tuple[str, ...], name: str | None
+) -> tuple[str, ...]:
+    """The chain whose end is what was live indeed."""
+    if name is None or chain[-1:] == (name,):
+        return chain
+    return earlier if earlier[-1:] == (name,) else (*chain, name)
+
+
 def kept(root: Path) -> set[str]:
     """What may be gone back to from the live version."""
-    name = live(root)
-    return {found for found in [name and before(root, name)] if found}
+    return {found for found in [before(root)] if found}
 
 
 # --- uses of test sets ----------------------------------------------------------------------------
@@ -160,7 +220,15 @@ def uses_of(path: Path, files: Sequence[str]) -> list[TestSet]:
 
 def count_use(path: Path, digest: str, files: Sequence[str], max_uses: int, adaptivity: str) -> int:
     """Which use of the test set this is, from 1; on disk when it returns. Refused where it has
-    none left, or began under other rules: what was promised then held for those."""
+    none left, or began under other rules: what was promised then held for those. Who counts at the
+    same time waits."""
+    with durable.one_at_a_time(path):
+        return _count_use(path, digest, files, max_uses, adaptivity)
+
+
+def _count_use(
+    path: Path, digest: str, files: Sequence[str], max_uses: int, adaptivity: str
+) -> int:
     known = uses_of(path, files)
     for one in known:
         if (one.max_uses, one.adaptivity) != (max_uses, adaptivity):

@@ -191,7 +191,7 @@ def test_the_first_version_is_held_to_what_it_can_be(shop: Shop) -> None:
     assert [one.verdict for one in poor.outcomes] == ["skipped", "fail", "skipped"]
     assert not (shop.root / "CURRENT").exists() and published.versions(shop.root) == ["v000001"]
     assert shop.publish(1.0, shop.judge(*conditions)).promoted and shop.live() == "v000002"
-    assert releases.before(shop.root, "v000002") is None
+    assert releases.before(shop.root) is None
 
 
 def test_limits_need_no_labels_and_use_nothing_up(shop: Shop) -> None:
@@ -343,7 +343,7 @@ def test_a_kill_between_version_and_current_is_made_good(
     assert published.versions(shop.root) == ["v000001", "v000002"] and shop.live() == "v000001"
     assert resumed(shop.root, "v000002", 3) and shop.live() == "v000002"
     assert [line.to for line in releases.trace(shop.root)] == ["v000001", "v000002"]
-    assert releases.before(shop.root, "v000002") == "v000001"
+    assert releases.before(shop.root) == "v000001"
     assert releases.uses_of(shop.uses, judge.files())[0].uses == 1
 
 

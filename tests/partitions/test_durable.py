@@ -238,3 +238,30 @@ def test_a_full_disk_is_named_by_the_folder_that_was_written_to(tmp_path: Path) 
         with caught as error, durable.only_writer(tmp_path, "training into"):
             fill(*name)
         assert error.value.filename == found
+
+
+def test_the_next_only_writer_sweeps_what_killed_ones_left(tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from pathlib import Path; from partitions import durable\n"
+        f"with durable.only_writer(Path({str(tmp_path)!r}), 'training'):\n"
+        f"    with durable.replacing(Path({str(tmp_path / 'CURRENT')!r})) as file:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == -9
+    [left] = tmp_path.glob("CURRENT*")
+    spared = [f"x.json{durable.TEMPORARY}{os.getpid()}", f"x{durable.TEMPORARY}y", "z"]
+    for name in spared:
+        (tmp_path / name).write_text("")
+    with durable.only_writer(tmp_path, "training"):
+        assert not left.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"lock", *spared}
+
+
+def test_who_reads_and_writes_again_sweeps_too(tmp_path: Path) -> None:
+    dead = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    left = tmp_path / f"x.json{durable.TEMPORARY}{int(dead.stdout)}"
+    left.write_text("")
+    with durable.one_at_a_time(tmp_path / "x.json"):
+        assert not left.exists()

@@ -320,6 +320,8 @@ def test_old_versions_go_also_where_none_is_live(tmp_path: Path) -> None:
     for _ in range(3):
         publish(tmp_path)
     (tmp_path / CURRENT).unlink()
+    assert remove_versions(tmp_path, keep=2, spared=["v000001"]) == []
+    (tmp_path / CURRENT).write_text("v")
     assert remove_versions(tmp_path, keep=1) == ["v000001", "v000002"]
 
 
