@@ -19,6 +19,7 @@ lists together, compared as it is. changed is the share of askers whose list is 
 import math
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NoReturn
 
 from embedsvc.evaluation.metrics import LIST_METRICS
@@ -27,6 +28,9 @@ from partitions.errors import ConfigError, did_you_mean
 CATALOGUE = ("coverage", "novelty", "gini", "popularity_lift")
 CHANGED = "changed"
 USER_AUC = "user_auc"
+_BOUNDS = {"novelty": (0.0, math.inf), "popularity_lift": (-1.0, math.inf)}  # others: 0, 1
+_LEAST_FACTOR, _MOST_FACTOR = 1e-6, 1e6
+_LEAST_TOLERANCE = 1e-9  # of the width of what is compared: takes more users than there are
 
 _TOKEN = re.compile(
     r"(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)"
@@ -65,9 +69,10 @@ class Condition:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Between which new * N + old * O lies, N and O in [0, 1]."""
-        parts = (self.new, self.old)
-        return sum(min(part, 0.0) for part in parts), sum(max(part, 0.0) for part in parts)
+        """Between which new * N + old * O lies."""
+        ends = _BOUNDS.get(self.metric, (0.0, 1.0))
+        parts = [sorted(part * end for end in ends) for part in (self.new, self.old) if part]
+        return sum(low for low, _ in parts), sum(high for _, high in parts)
 
     def holds(self, value: float) -> bool:
         return value < self.threshold if self.below else value > self.threshold
@@ -86,9 +91,10 @@ def parse(text: str) -> Condition:
     reader, relation, metric, k = _named(text)
     new, old = 1.0, 0.0
     if metric != CHANGED:
-        reader.sign(":", "a colon")
+        reader.sign(":", f"a colon and what is compared, such as {_example(metric, k)}")
         new, old = _terms(reader)
-    below = reader.sign("<>", "> or <") == "<"
+    example = f", such as {_example(metric, k)}" if metric == CHANGED else ""
+    below = reader.sign("<>", f"> or <{example}") == "<"
     threshold = reader.number("the threshold, a number", signed=True)
     limit = metric == CHANGED or metric in CATALOGUE
     tolerance = reliability = None
@@ -101,7 +107,7 @@ def parse(text: str) -> Condition:
             reader.fail("a tolerance above 0")
         reader.word(("at",), '"at RELIABILITY"')
         reliability = reader.number("the reliability, a number such as 0.999")
-        if not 0 < reliability < 1:
+        if not 0 < delta_of(reliability) < 1:
             reader.fail("a reliability between 0 and 1, such as 0.999")
         reader.end("the end")
     found = Condition(metric, k, new, old, below, threshold, tolerance, reliability, relation)
@@ -109,12 +115,25 @@ def parse(text: str) -> Condition:
     return found
 
 
+def delta_of(reliability: float) -> float:
+    """.001 of .999, to the last digit."""
+    return float(1 - Decimal(repr(reliability)))
+
+
+def _example(metric: str, k: int | None) -> str:
+    name = metric if k is None else f"{metric}@{k}"
+    if metric == CHANGED:
+        return f"{name} < 0.3"
+    limit = metric in CATALOGUE
+    return f"{name}: new > 0.1" if limit else f"{name}: new - old > 0 +- 0.01 at 0.99"
+
+
 def _named(text: str) -> tuple["_Reader", str | None, str, int | None]:
     """The reader behind the metric's name; relation, metric, k. A relation may hold any character,
-    so the name ends at the last @, or where there is none at the last colon."""
-    head, at, _ = text.rpartition("@")
-    if not at:
-        head, at, _ = text.rpartition(":")
+    so the name ends at the last @; of user_auc, which has no @K, at the last colon."""
+    head, at, rest = text.rpartition(":")
+    if "@" in text and ("@" in rest or head.rpartition("/")[2].strip() != USER_AUC):
+        head, at, _ = text.rpartition("@")
     if not at:
         raise ConfigError(
             f'The condition "{text}" names no metric: write it like "recall@20: new - old > 0.002 '
@@ -165,19 +184,30 @@ def _terms(reader: "_Reader") -> tuple[float, float]:
             break
     if not any(found.values()):
         reader.fail("a sum that depends on new or old")
+    for factor in filter(None, found.values()):
+        if not _LEAST_FACTOR <= abs(factor) <= _MOST_FACTOR:
+            reader.fail(
+                f"new and old times numbers from {_LEAST_FACTOR:f} to {_MOST_FACTOR:,.0f}, but "
+                f"they come to {factor:g}"
+            )
     return found["new"], found["old"]
 
 
 def _check_possible(text: str, found: Condition) -> None:
-    """ConfigError where no version could pass."""
-    if found.tolerance is None:
-        return
+    """ConfigError where no version could pass, or no number of users would do."""
     low, high = found.bounds
-    near = found.threshold + (-found.tolerance if found.below else found.tolerance)
+    tolerance = found.tolerance or 0.0
+    near = found.threshold + (-tolerance if found.below else tolerance)
     if near <= low if found.below else near >= high:
+        smaller = "" if found.is_limit else " or a smaller tolerance"
         raise ConfigError(
             f'The condition "{text}" can\'t pass: what it compares lies between {low:g} and '
-            f"{high:g}. Choose another threshold or a smaller tolerance."
+            f"{high:g}. Choose another threshold{smaller}."
+        )
+    if tolerance and tolerance < _LEAST_TOLERANCE * (high - low):
+        raise ConfigError(
+            f'The condition "{text}" asks for more users than there are: give it a larger '
+            "tolerance, such as +- 0.01."
         )
 
 
@@ -253,9 +283,10 @@ class _Reader:
 
     def fail(self, expected: str) -> NoReturn:
         found = self._text[self._last :].split()
+        token = (found[0].rstrip(":") or ":") if found else "its end"
         raise ConfigError(
             f'The condition "{self._text}", character {self._last + 1}: expected {expected}, '
-            f"found {found[0] if found else 'its end'}."
+            f"found {token}."
         )
 
     def _next(self) -> tuple[str | None, str]:

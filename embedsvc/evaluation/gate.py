@@ -29,14 +29,13 @@ The unit is the asker: one number each, however many lists or rows they have.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from decimal import Decimal
 from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from embedsvc.evaluation.conditions import Condition
+from embedsvc.evaluation.conditions import Condition, delta_of
 from embedsvc.evaluation.release_sizes import (
     Adaptivity,
     bennett_size,
@@ -197,8 +196,7 @@ def _scale(condition: Condition) -> tuple[float, float, float]:
     """(delta, most that |.| can be, width of where it lies)."""
     assert condition.reliability is not None
     low, high = condition.bounds
-    delta = float(1 - Decimal(repr(condition.reliability)))  # .001 of .999, to the last digit
-    return delta, largest_of(condition), high - low
+    return delta_of(condition.reliability), largest_of(condition), high - low
 
 
 def _tolerance(condition: Condition) -> float:

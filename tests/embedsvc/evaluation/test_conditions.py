@@ -51,6 +51,14 @@ def test_the_condition_of_the_docs_is_read() -> None:
             Condition("user_auc", None, 1, -1, False, 0, 0.01, 0.99),
         ),
         (
+            "novelty@20: new - 2 * old > 7",
+            Condition("novelty", 20, 1, -2, False, 7),
+        ),
+        (
+            "a@b: c/user_auc: new > 0.7 +- 0.01 at 0.99",
+            Condition("user_auc", None, 1, 0, False, 0.7, 0.01, 0.99, "a@b: c"),
+        ),
+        (
             "click/user_auc: new > 0.7 +- 0.01 at 0.99",
             Condition("user_auc", None, 1, 0, False, 0.7, 0.01, 0.99, "click"),
         ),
@@ -87,13 +95,18 @@ def test_conditions_are_read_whatever_the_spaces(text: str, wanted: Condition) -
             "recall: new > 0.1 +- 0.1 at 0.9",
             "character 7: expected @K, such as recall@20, found :.",
         ),
-        ("user_auc@3: new > 0.1 +- 0.1 at 0.9", "expected a colon: user_auc has no @K, found @3:."),
+        ("user_auc@3: new > 0.1 +- 0.1 at 0.9", "expected a colon: user_auc has no @K, found @3."),
         (
             "recall@0: new > 0.1 +- 0.1 at 0.9",
-            "character 8: expected K, how many places of a list count, 1 or more, found 0:.",
+            "character 8: expected K, how many places of a list count, 1 or more, found 0.",
         ),
         ("recall@2.5: new > 0.1 +- 0.1 at 0.9", "character 8: expected K"),
-        ("recall@20 > 0.1 +- 0.1 at 0.9", "character 11: expected a colon, found >."),
+        (
+            "recall@20 > 0.1 +- 0.1 at 0.9",
+            "character 11: expected a colon and what is "
+            "compared, such as recall@20: new - old > 0 +- 0.01 at 0.99, found >.",
+        ),
+        ("gini@20 > 0.1", "a colon and what is compared, such as gini@20: new > 0.1, found >."),
         ("recall@20: knew > 0.1 +- 0.1 at 0.9", "character 12: expected new or old, found knew."),
         ("recall@20: 2 new > 0.1 +- 0.1 at 0.9", 'expected "*" and then new or old, found new.'),
         ("recall@20: new - new > 0.1 +- 0.1 at 0.9", "expected a sum that depends on new or old"),
@@ -118,7 +131,7 @@ def test_conditions_are_read_whatever_the_spaces(text: str, wanted: Condition) -
             "expected a reliability between 0 and 1, such as 0.999, found 99.",
         ),
         ("recall@20: new > 0.1 +- 0.1 at 0.9%", "character 35: expected the end, found %."),
-        ("changed@10: new < 0.1", "character 11: expected > or <, found :."),
+        ("changed@10: new < 0.1", "expected > or <, such as changed@10 < 0.3, found :."),
         (
             "changed@10 < 0.1 +- 0.01 at 0.9",
             "character 18: expected the end: changed is one number of "
@@ -129,6 +142,18 @@ def test_conditions_are_read_whatever_the_spaces(text: str, wanted: Condition) -
             "can't pass: what it compares lies between -1 "
             "and 1. Choose another threshold or a smaller tolerance.",
         ),
+        ("recall@20: new > 0.1 +- 1e-10 at 0.9", "asks for more users than there are"),
+        ("recall@20: new > 0.1 +- 0.1 at 1e-20", "expected a reliability between 0 and 1"),
+        ("recall@20: 1e308 * new + 1e308 * old > 1 +- 1 at 0.9", "but they come to 1e+308"),
+        ("recall@20: 1e308*new+1e308*new > 1 +- 1 at 0.9", "but they come to inf"),
+        ("recall@20: 1e-9 * new > 0 +- 1e-10 at 0.9", "but they come to 1e-09"),
+        ("recall@20: new < 0.1 +- 1e308 at 0.9", "can't pass"),
+        ("changed@5 < -1", "can't pass: what it compares lies between 0 and 1. Choose another thr"),
+        ("changed@5 > 1", "can't pass: what it compares lies between 0 and 1."),
+        ("coverage@20: new > 5", "can't pass: what it compares lies between 0 and 1."),
+        ("gini@20: new - old < -1", "can't pass: what it compares lies between -1 and 1."),
+        ("novelty@20: new < 0", "can't pass: what it compares lies between 0 and inf."),
+        ("popularity_lift@20: new < -1", "can't pass: what it compares lies between -1 and inf."),
         (
             "recall@20: new < 0.1 +- 0.2 at 0.9",
             "can't pass: what it compares lies between 0 and 1.",
@@ -141,14 +166,14 @@ def test_what_is_no_condition_is_refused_with_its_place(text: str, sentence: str
     assert sentence in str(error.value)
 
 
-finite = st.floats(-3, 3, allow_subnormal=False)
+factors = st.just(0.0) | st.floats(1e-6, 3) | st.floats(-3, -1e-6)
 
 
 @st.composite
 def conditions(draw: st.DrawFn) -> Condition:
     limit = draw(st.booleans())
     metric = draw(st.sampled_from([*CATALOGUE, CHANGED] if limit else [*LIST_METRICS, "user_auc"]))
-    new, old = draw(st.tuples(finite, finite).filter(any))
+    new, old = draw(st.tuples(factors, factors).filter(any))
     if metric == CHANGED:
         new, old = 1.0, 0.0
     low, high = min(new, 0.0) + min(old, 0.0), max(new, 0.0) + max(old, 0.0)
@@ -159,11 +184,9 @@ def conditions(draw: st.DrawFn) -> Condition:
         old + 0.0,
         draw(st.booleans()),
         (low + high) / 2 + 0.0,
-        None if limit else draw(st.floats(1e-9, 0.49)) * (high - low),
+        None if limit else draw(st.floats(1e-8, 0.49)) * (high - low),
         None if limit else draw(st.floats(1e-9, 1 - 1e-9)),
-        draw(st.none() | st.text("ab@:/ <é", min_size=1).filter(lambda name: name.strip() == name))
-        if metric != "user_auc"
-        else None,
+        draw(st.none() | st.text("ab@:/ <é", min_size=1).filter(lambda name: name.strip() == name)),
     )
 
 
