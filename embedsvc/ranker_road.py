@@ -195,7 +195,7 @@ class RankerRoad:
         trained, start = TrainedRanker(self.folders.checkpoint), time.perf_counter()
         self._check_current(trained)
         evaluation, root = self._evaluation_of(trained), self.published
-        settings = self.settings.resolved()
+        settings = self.settings.resolved() | {"train": trained.train_settings}
         if if_needed:
             standing = self._releases().standing(
                 lambda version: _is_of(version, settings, trained, evaluation)

@@ -252,10 +252,9 @@ class Road:
     def evaluate(self, *, if_needed: bool = False, through: str | None = None) -> dict[str, Any]:
         """through: URL of a server whose lists are held to the checkpoint's."""
         from embedsvc.eval_road import Evaluation
-        from embedsvc.trained import Trained
 
         config = self.settings.table("eval", EvalConfig)
-        trained = Trained(self._graph(), self.folders.checkpoint).before(config.split)
+        trained = self._trained().before(config.split)
         settings = config.model_dump(mode="json")
         labels = self._labels(config, trained)
         if labels is not None:
@@ -387,14 +386,14 @@ class Road:
     def publish(self, *, if_needed: bool = False) -> bool:
         """Whether what the settings say is live now."""
         from embedsvc.publish import publish
-        from embedsvc.trained import Trained
 
-        trained = Trained(self._graph(), self.folders.checkpoint)
+        trained = self._trained()
         self._say_what_is_left_out("publish", trained)
         start = time.perf_counter()
         config = self.settings.table("publish", PublishConfig)
         config.check(self.settings.name, config.OF_RANKERS, "without [ranker]")
-        settings, metrics = self.settings.resolved(), self._metrics_of(trained.digest)
+        settings = self.settings.resolved() | trained.settings
+        metrics = self._metrics_of(trained.digest)
         if if_needed and metrics:
             wanted = _Sources(settings, metrics, trained.graph.digest)
             standing = self._releases().standing(wanted.are_of)
@@ -518,6 +517,22 @@ class Road:
                 f"{command}: {trained.relations[0].name} only; [output] learnt nothing of "
                 f"{', '.join(left_out)}"
             )
+
+    def _trained(self) -> "Trained":
+        """The checkpoint; ConfigError where it is of another model than the file describes."""
+        from embedsvc.trained import Trained
+        from embedsvc.training.trainer import check_resumable
+
+        graph, output = self._graph(), self._output()
+        trained = Trained(graph, self.folders.checkpoint)
+        tables = {"model": self.settings.table("model", ModelConfig).model_dump(mode="json")}
+        if output is not None:  # its [model] is made of it
+            from embedsvc.training.events import relation_of
+
+            found = output.model_copy(update={"relation": relation_of(graph, output).name})
+            tables = {"output": found.model_dump(mode="json")}
+        check_resumable(trained.manifest, graph, tables, self.folders.checkpoint)
+        return trained
 
     def _graph(self) -> Graph:
         return Graph(self.folders.graph)

@@ -46,6 +46,12 @@ def settings_of(manifest: CheckpointManifest, path: Path, table: str, model: typ
         ) from None
 
 
+def train_settings(manifest: CheckpointManifest, path: Path) -> dict[str, Any]:
+    """[train] as the checkpoint was made by it, as plain JSON values; epochs: those it has."""
+    found = settings_of(manifest, path, "train", TrainConfig).model_dump(mode="json")
+    return found | {"epochs": manifest.progress.epoch}
+
+
 class Trained:
     """Opens a commit of `folder`: the best where training keeps one (train.early_stopping), else,
     or where it is asked for, the newest. Later commits of a running trainer are not seen.
@@ -111,6 +117,19 @@ class Trained:
         found = copy(self)
         found._askers, found._last = replace(self._askers, known=known), None
         return found
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was trained with, whatever the file says now: its tables, as plain JSON values;
+        the epochs are those it has."""
+        path = self._manifest_path
+        tables: dict[str, Any] = {
+            "model": settings_of(self.manifest, path, "model", ModelConfig).model_dump(mode="json"),
+            "train": train_settings(self.manifest, path),
+        }
+        if self.output is not None:
+            tables["output"] = self.output.model_dump(mode="json")
+        return tables
 
     @property
     def askers(self) -> Askers | None:

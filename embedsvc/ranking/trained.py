@@ -20,7 +20,7 @@ from embedsvc.ranking.calibration import Calibration, Kind, fit
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.slots import Ftrl
 from embedsvc.ranking.wide_deep import Deep, Wide, WideDeep
-from embedsvc.trained import settings_of
+from embedsvc.trained import settings_of, train_settings
 from partitions import durable
 from partitions.checkpoint import BEST, MANIFEST, Checkpoint, CheckpointManifest
 from partitions.encoded import BLOCK_ROWS, EncodedFile
@@ -168,6 +168,7 @@ class TrainedRanker:
         self.config = settings_of(manifest, path, "ranker", RankerConfig)
         train = settings_of(manifest, path, "train", TrainConfig)
         self.seed = train.seed
+        self.train_settings = train_settings(manifest, path)
         self.features = _features(folder, manifest)
         arrays = self.checkpoint.read_parameters(manifest.parameters)
         self.positive_weight: Floats = arrays["positive_weight"]
