@@ -26,6 +26,11 @@ def _buildable(registry: Registry[Any], spec: Spec) -> Spec:
     return spec
 
 
+def _unset(value: Any) -> Any:
+    """An optional table that the command line takes away, as train.early_stopping=false."""
+    return None if value is False or value == "off" else value
+
+
 class ModelConfig(Table):
     """`[model]`: what is learnt."""
 
@@ -150,7 +155,8 @@ class TrainConfig(Table):
     warmup_epochs: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Epochs over which the step sizes first grow from 0; fractions are allowed."""
     early_stopping: EarlyStoppingConfig | None = None
-    """Stop when the validation split is ranked no better for some epochs, and keep the best."""
+    """Stop when the validation split is ranked no better for some epochs, and keep the best; false:
+    not, as where it is unset."""
     step: Literal["auto", "fast", "exact", "device"] = "auto"
     """fast (compiled kernels) or exact (autograd); auto: fast where it covers the model, and on a
     GPU device. device on the CPU is what a GPU would do, for tests."""
@@ -195,6 +201,11 @@ class TrainConfig(Table):
         if isinstance(value, dict) and value.get("device") == "cuda":
             return {"batch_size": GPU_BATCH_SIZE} | value
         return value
+
+    @field_validator("early_stopping", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return _unset(value)
 
     @field_validator("order")
     @classmethod
@@ -384,9 +395,14 @@ class EvalConfig(Table):
     max_edges: Annotated[int, Field(ge=1)] | None = None
     """Rank a seeded sample of the split's edges (said in the report); unset: all."""
     classify: ClassifyConfig | None = None
-    """Labels of entities to tell from their vectors; unset: none."""
+    """Labels of entities to tell from their vectors; unset, or false: none."""
     report: bool = True
     """Write evaluation.html, too: intervals, curves, neighbours, maps, what changed."""
+
+    @field_validator("classify", mode="before")
+    @classmethod
+    def _none(cls, value: Any) -> Any:
+        return _unset(value)
 
 
 class PublishConfig(Table):

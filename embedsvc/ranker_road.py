@@ -157,17 +157,18 @@ class RankerRoad:
     def _print(self, result: dict[str, Any]) -> None:
         title = f"{result['rows']:,} {result['split']} rows"
         table = Table(title=title, box=SIMPLE_HEAD, padding=0)
-        columns = ("", "AUC", "log loss", "of share", "calibration", "ECE", "by user")
+        columns = ("", "AUC", "95 %", "log loss", "of share", "calib.", "ECE", "by user")
         for column in columns:  # within 80 characters, beside a label of up to 11
             table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
         for name, row in result["labels"].items():
             interval = ""
             if "auc_low" in row:
-                interval = f" [{row['auc_low']:.4f}, {row['auc_high']:.4f}]"
+                interval = f"[{row['auc_low']:.4f}, {row['auc_high']:.4f}]"
             gauc = "" if row["gauc"] is None else f"{row['gauc']:.4f}"
             table.add_row(
                 name,
-                f"{row['auc']:.4f}{interval}",
+                f"{row['auc']:.4f}",
+                interval,
                 *(f"{row[key]:.4f}" for key in ("log_loss", "log_loss_of_share")),
                 *(f"{row[key]:.4f}" for key in ("calibration", "ece")),
                 gauc,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from embedsvc.config import TrainConfig
 from embedsvc.road import Road
 from partitions.errors import ConfigError
 
@@ -123,3 +124,11 @@ def test_another_model_than_the_trained_one_is_neither_judged_nor_published(
             act()
         assert sentence in str(refused.value)
     assert not (shop.parent / "run/published").exists()
+
+
+@pytest.mark.parametrize("off", ["false", "off"])
+def test_an_optional_table_is_taken_away_on_the_command_line(shop: Path, off: str) -> None:
+    path = shop.with_name("stopping.toml")
+    path.write_text(shop.read_text() + "[train.early_stopping]\npatience = 2\n")
+    tables = Road.open(path, [f"train.early_stopping={off}"]).settings
+    assert tables.table("train", TrainConfig).early_stopping is None
