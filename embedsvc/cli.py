@@ -106,7 +106,7 @@ def eval_(
         str | None,
         typer.Option(
             "--through",
-            help="Hold a live server's lists to the exact ones: grpc://HOST:PORT.",
+            help="Hold a live server's lists to the exact ones, and nothing else: HOST:PORT.",
             show_default=False,
         ),
     ] = None,

@@ -102,12 +102,12 @@ class Evaluation:
         for line in tables.lists_notes(found):
             self._say(line)
 
-    def through(self, client: Client, relation: str, root: Path) -> None:
+    def through(self, client: Client, relation: str, root: Path) -> str:
         """Hold a server's lists to those of `lists`, which went before. root: where the version
-        that it serves was published."""
+        that it serves was published. Returns the verdict, empty where nobody was asked about."""
         asked, exact, _ = self._lists[relation]
         if not len(asked):
-            return
+            return ""
         lists = OfServer(client, self._trained.graph, relation)
         with rows_bar(self._console, "lists") as bar:
             task = bar.add_task(f"ask {relation}", total=len(asked))
@@ -120,21 +120,28 @@ class Evaluation:
         less = gap.recall.difference
         self._say(
             f"through {', '.join(versions) or 'no version'}: {gap.identical:,} of "
-            f"{gap.lists:,} lists are identical, {gap.alike:,} within rounding; recall@{exact.k} "
+            f"{gap.lists:,} lists are identical, {gap.alike:,} within rounding; "
+            f"{gap.retrieved:.4f} of the exact lists' places found; recall@{exact.k} "
             f"exact - served = {less.value:.4f} [{less.low:.4f}, {less.high:.4f}]"
         )
         if lists.unknown_lhs:
             self._say(f"the server does not know {lists.unknown_lhs:,} of those asked about")
         if strange:
-            self._say(
-                f"FAILED: {', '.join(strange)} was not made of this checkpoint in {root}: publish "
-                "it, or evaluate what is served."
+            return (
+                f"FAILED for {relation}: {', '.join(strange)} was not made of this checkpoint in "
+                f"{root}: publish it, or evaluate what is served."
             )
-        elif gap.failed:
-            self._say(
-                f"FAILED: {gap.too_good:,} served lists score better than the exact ones, which "
-                "can't be: the two leave out other items, or score otherwise."
+        if gap.too_good:
+            return (
+                f"FAILED for {relation}: {gap.too_good:,} served lists score better than the exact "
+                "ones, which can't be: the two leave out other items, or score otherwise."
             )
+        if gap.finds_more:
+            return (
+                f"FAILED for {relation}: the server finds more of what was held out than the exact "
+                f"lists do, beyond luck (p = {gap.recall.p:.4f}): the two leave out other items."
+            )
+        return f"passed for {relation}: the server lists nothing better than the exact lists have"
 
     def classify(self, labels: Labels, config: ClassifyConfig) -> None:
         if labels.num_unknown:

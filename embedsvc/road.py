@@ -250,13 +250,13 @@ class Road:
         )
 
     def evaluate(self, *, if_needed: bool = False, through: str | None = None) -> dict[str, Any]:
-        """through: URL of a server whose lists are held to the checkpoint's."""
+        """through: URL of a server whose lists are held to the checkpoint's; these alone."""
         from embedsvc.eval_road import Evaluation
 
         config = self.settings.table("eval", EvalConfig)
         trained = self._trained().before(config.split)
         settings = config.model_dump(mode="json")
-        labels = self._labels(config, trained)
+        labels = self._labels(config, trained) if through is None else None
         if labels is not None:
             settings["classify"]["sha256"] = labels.digest
         for name in (EVALUATION, EVALUATION_OF_SOME) if if_needed else ():
@@ -264,8 +264,8 @@ class Road:
             if found.get("settings") == settings and found.get("graph") == trained.graph.digest:
                 self._say(f"eval: {self.folders.checkpoint / name} is up to date")
                 return found
-        client = None if through is None else self._connect(through, config, trained)
         self._check_relations([relation.name for relation in trained.graph.relations])
+        client = None if through is None else self._connect(through, config, trained)
         self._say_what_is_left_out("eval", trained)
         recommend = config.recommend
         if trained.output is not None:
@@ -274,12 +274,13 @@ class Road:
         result = evaluation.result
         result |= {"checkpoint": trained.digest, "graph": trained.graph.digest}
         result |= {"settings": settings, "split": config.split}
-        if config.links:
+        verdicts = []
+        if config.links and client is None:
             evaluation.links()
         for relation in recommend:
             evaluation.lists(relation)
             if client is not None:
-                evaluation.through(client, relation, self.folders.published)
+                verdicts.append(evaluation.through(client, relation, self.folders.published))
         if labels is not None and config.classify is not None:
             evaluation.classify(labels, config.classify)
         result["seconds"] = round(time.perf_counter() - start, 2)
@@ -288,6 +289,8 @@ class Road:
         durable.write_json(path, durable.without_nan(result))
         if config.report and through is None:
             evaluation.write_report(path.with_suffix(".html"), self.folders.published)
+        for verdict in filter(None, verdicts):
+            self._say(f"eval: {verdict}")
         return result
 
     def _place_of(self, trained: "Trained", config: EvalConfig, through: str | None) -> Path:
@@ -316,7 +319,7 @@ class Road:
         return Labels.read(config.classify, folder, trained)
 
     def _connect(self, through: str, config: EvalConfig, trained: "Trained") -> "Client":
-        from embedsvc.evaluation.served import connect
+        from embedsvc.evaluation.served import OfServer, connect
 
         if config.split != "test" or trained.output is not None:
             why = "[output] makes who asks of all events" if trained.output else "so do versions"
@@ -329,7 +332,10 @@ class Road:
                 f"{self.settings.name}: --through compares lists, and [eval] recommend names no "
                 "relation to make lists of."
             )
-        return connect(through)
+        client = connect(through)
+        for relation in config.recommend:  # before the ranking, which may take long
+            OfServer(client, trained.graph, relation).try_one()
+        return client
 
     def recommend_all(self, relation: str | None, to: Path, k: int, *, long: bool = False) -> None:
         from embedsvc.evaluation.recommend_all import write_all
