@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from embedsvc.config import EvalConfig, GateConfig, OutputConfig, PublishConfig, TrainConfig
@@ -166,7 +167,7 @@ class RankerRoad:
                 interval = f"[{row['auc_low']:.4f}, {row['auc_high']:.4f}]"
             gauc = "" if row["gauc"] is None else f"{row['gauc']:.4f}"
             table.add_row(
-                name,
+                escape(name),
                 f"{row['auc']:.4f}",
                 interval,
                 *(f"{row[key]:.4f}" for key in ("log_loss", "log_loss_of_share")),

@@ -139,6 +139,8 @@ def without_nan(value: Any) -> Any:
     """The same with null for not-a-number, which JSON doesn't have: the mean of nothing."""
     if isinstance(value, dict):
         return {key: without_nan(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(part) for part in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 

@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from embedsvc import pages
 from embedsvc.evaluation.change_parts import entity_parts, list_parts, row_parts
 from embedsvc.evaluation.compare import Comparison
+from embedsvc.evaluation.tables import interval
 from partitions import durable
 
 _SHOWN = 40  # settings that differ, in a terminal
@@ -116,7 +119,7 @@ def tables(found: Comparison) -> Iterator[Table | str]:
             table.add_row(
                 name,
                 *(f"{value:.4f}" for value in (change.old, change.new)),
-                *(f"{less.value:+.4f}", f"[{less.low:.4f}, {less.high:.4f}]"),
+                *(f"{less.value:+.4f}", interval(asdict(less))),
                 f"{change.adjusted:.4f}",
             )
         yield table
@@ -145,11 +148,11 @@ def tables(found: Comparison) -> Iterator[Table | str]:
         for name, entity in found.entities.items():
             counts = (entity.old, entity.new, entity.appeared, entity.vanished)
             cosine = pages.number((found.vectors or {})[name].cosine, 3)
-            table.add_row(name, *(f"{count:,}" for count in counts), cosine)
+            table.add_row(escape(name), *(f"{count:,}" for count in counts), cosine)
         yield table
     table = _table("Files", "old", "new")
     for row_ in _facts(found):
-        table.add_row(*row_)
+        table.add_row(*map(escape, row_))
     yield table
     settings = found.settings or {}
     for name, (was, now) in list(settings.items())[:_SHOWN]:
@@ -159,7 +162,7 @@ def tables(found: Comparison) -> Iterator[Table | str]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, box=None, title_justify="left")
+    table = Table(title=escape(title), box=None, title_justify="left")
     for column in ("", *columns):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     return table

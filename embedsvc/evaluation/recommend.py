@@ -28,6 +28,8 @@ class HistoryBand:
     recall: float
     recall_se: float
     ndcg: float
+    recall_low: float  # 95 % interval; NaN of fewer than 10 lists
+    recall_high: float
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,15 @@ def _by_history(
             some &= num_known < after
         if some.any():
             part = recall[some]
+            around = significance.interval(part)
             band = HistoryBand(
                 _events(first, after),
                 len(part),
                 float(part.mean()),
                 _standard_error(part),
                 float(ndcg[some].mean()),
+                around.low,
+                around.high,
             )
             found.append(band)
     return tuple(found)

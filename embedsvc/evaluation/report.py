@@ -23,6 +23,7 @@ from embedsvc.evaluation.change_parts import entity_parts, list_parts
 from embedsvc.evaluation.changes import EntityChange, ListChange, VectorDrift
 from embedsvc.evaluation.lists import Asked, Judged, judge
 from embedsvc.evaluation.metrics import LIST_METRICS
+from embedsvc.evaluation.sampled import MEASURES, name_of
 from embedsvc.evaluation.significance import Interval
 from embedsvc.evaluation.sources import OfCheckpoint, OfVersion
 from embedsvc.trained import Trained
@@ -188,8 +189,7 @@ def _lists_parts(
 
 
 def _band(band: Mapping[str, Any]) -> tuple[str, ...]:
-    recall, error = band["recall"], 1.96 * band["recall_se"]
-    around = Interval(recall, max(recall - error, 0.0), min(recall + error, 1.0))
+    around = Interval(band["recall"], band["recall_low"], band["recall_high"])
     name = "0 (cold)" if band["events"] == "0" else str(band["events"])
     return name, f"{band['num_lists']:,}", pages.spread(around), pages.number(band["ndcg"])
 
@@ -286,11 +286,12 @@ def _sampled_parts(result: Mapping[str, Any]) -> Iterator[str]:
         return
     drawn = f"{found['sampled_candidates']:,} drawn candidates"
     yield pages.heading(f"Links: estimates of {found['edges']:,} edges from {drawn}")
-    yield pages.note("Not to be compared with ranks among all. Intervals are over edges.")
-    rows = {
-        name: Interval(found[name], **ends) for name, ends in found["sampled_intervals"].items()
-    }
-    yield pages.table(("", "estimate"), [(name, pages.spread(one)) for name, one in rows.items()])
+    yield pages.note(
+        "Not to be compared with ranks among all. There are no intervals, as none would hold the "
+        "bias that is left."
+    )
+    rows = [(name, pages.number(found[name])) for name in map(name_of, MEASURES)]
+    yield pages.table(("", "estimate"), rows)
 
 
 def _labels_parts(result: Mapping[str, Any]) -> Iterator[str]:

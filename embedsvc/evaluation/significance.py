@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
+FEWEST = 10  # units that an interval says something of
 _CELLS = 1 << 21  # of a chunk of draws x units: 16 MB for each of the arrays made of it
 
 
 @dataclass(frozen=True)
 class Interval:
-    """95 % of the bootstrap's draws lie between low and high."""
+    """95 % of the bootstrap's draws lie between low and high; NaN ends where there are none."""
 
     value: float
     low: float
@@ -54,7 +55,8 @@ class McNemarTest:
 
 
 def interval(values: Floats, draws: int = 1000, seed: int = 0) -> Interval:
-    """Mean over units with its percentile bootstrap; NaN of no units, no width for one."""
+    """Mean over units with its percentile bootstrap; NaN of no units, NaN ends of fewer than 10:
+    these may all be alike by luck, and an interval without width would say that they must be."""
     return intervals(values[:, None], draws, seed)[0]
 
 
@@ -64,8 +66,9 @@ def intervals(values: Floats, draws: int = 1000, seed: int = 0) -> list[Interval
     Units are drawn with replacement, as many as there are: U * draws random numbers.
     """
     _refuse_nan(values)
-    if not len(values):
-        return [Interval(np.nan, np.nan, np.nan)] * values.shape[1]
+    if len(values) < FEWEST:
+        none = np.empty(0)
+        return [Interval.of(of.mean() if len(of) else np.nan, none) for of in values.T]
     means = np.concatenate([times @ values for times in _drawn(len(values), draws, seed)])
     means /= len(values)
     return [Interval.of(*pair) for pair in zip(values.mean(axis=0), means.T, strict=True)]

@@ -1,33 +1,37 @@
 """Evaluations as tables for a terminal, of the JSON that is stored."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from embedsvc.evaluation.nodes import NodesReport
+from embedsvc.evaluation.sampled import MEASURES, name_of
 
 Numbers = Mapping[str, Any]
+_NONE = "—"
 
 
 def lists_table(report: Numbers, *, by_history: bool = False) -> Table:
     """report: a RecommendReport. by_history: also by how much is known of who asks, which a tower
     makes its vectors of."""
-    table = Table(title=f"Top-{report['k']} lists of {report['num_lists']:,} for {_of(report)}")
+    title = f"Top-{report['k']} lists of {report['num_lists']:,} for {_of(report)}"
+    table = Table(title=escape(title))
     for column in ("", "model", "95 % interval", "most popular"):
         table.add_column(column, justify="left" if not column else "right")
     for name, found in report["metrics"].items():
-        table.add_row(name, f"{found['value']:.4f}", _interval(found), _number(report, name))
+        table.add_row(name, f"{found['value']:.4f}", interval(found), _number(report, name))
     table.add_section()
     for name, value in report["catalogue"].items():
         table.add_row(name, f"{value:.4f}", "", "")
     if by_history:
         table.add_section()
         for band in report["by_history"]:
-            error = 1.96 * band["recall_se"]
-            around = {"low": band["recall"] - error, "high": band["recall"] + error}
+            around = {end: band[f"recall_{end}"] for end in ("low", "high")}
             label = f"recall of {band['num_lists']:,} with {band['events']} events"
-            table.add_row(label, f"{band['recall']:.4f}", _interval(around), "")
+            table.add_row(label, f"{band['recall']:.4f}", interval(around), "")
     return table
 
 
@@ -62,7 +66,7 @@ def links_table(report: Numbers, split: str) -> Table:
     other = "realistic" if report["ties"] == "pessimistic" else "pessimistic"
     _add_ranks(table, "both sides", report)
     for label, end in (("  95 % from", "low"), ("  to", "high")):
-        table.add_row(label, *(f"{report['intervals'][name][end]:.4f}" for name in _SHARES))
+        table.add_row(label, *(_figure(report["intervals"][name][end]) for name in _SHARES))
     _add_ranks(table, f"  ties {other}", report[other])
     _add_ranks(table, "  raw", report["raw"])
     for side, row in report["by_side"].items():
@@ -79,10 +83,10 @@ def sampled_links_table(report: Numbers, split: str) -> Table:
     """report: of embedsvc.evaluation.sampled."""
     drawn = f"{report['sampled_candidates']:,} drawn candidates"
     table = Table(title=f"Estimates from {drawn} of {report['edges']:,} {split} edges, both sides")
-    for column in ("", "estimate", "95 % interval over edges"):
+    for column in ("", "estimate"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, ends in report["sampled_intervals"].items():
-        table.add_row(name, f"{report[name]:,.4f}", _interval(ends))
+    for name in map(name_of, MEASURES):
+        table.add_row(name, f"{report[name]:,.4f}")
     return table
 
 
@@ -112,13 +116,13 @@ _SHARES = ("mrr", "hits1", "hits3", "hits10")
 
 def classify_table(report: NodesReport, entity_type: str) -> Table:
     title = f"Labels of {report.num_nodes:,} {entity_type} entities ({report.split})"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     has_auc = any(found.auc is not None for found in report.shares)
     for column in ("taught by", "judged", "micro-F1", "macro-F1", *["AUC"] * has_auc):
         table.add_column(column, justify="right")
     for found in report.shares:
         cells = [found.micro_f1, found.macro_f1, *([found.auc] if found.auc else [])]
-        numbers = [f"{cell.value:.4f} ({cell.low:.4f}-{cell.high:.4f})" for cell in cells]
+        numbers = [f"{cell.value:.4f} {interval(asdict(cell))}" for cell in cells]
         table.add_row(f"{found.share:.0%}", f"{found.num_judged:,}", *numbers)
     return table
 
@@ -132,15 +136,21 @@ def _ranks_table(title: str) -> Table:
 
 def _add_ranks(table: Table, name: str, row: Numbers) -> None:
     shares = [f"{row[share]:.4f}" for share in _SHARES]
-    table.add_row(name, *shares, f"{row['mean_rank']:,.1f}")
+    table.add_row(escape(name), *shares, f"{row['mean_rank']:,.1f}")
 
 
 def _of(report: Numbers) -> str:
     return str(report["relation"])
 
 
-def _interval(found: Numbers) -> str:
-    return f"[{found['low']:.4f}, {found['high']:.4f}]"
+def interval(found: Numbers) -> str:
+    """[low, high], and a dash where there is none."""
+    low, high = found["low"], found["high"]
+    return f"[{low:.4f}, {high:.4f}]" if low == low and high == high else _NONE
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if value == value else _NONE
 
 
 def _number(report: Numbers, name: str) -> str:

@@ -71,8 +71,8 @@ def test_changes_are_means_of_the_same_askers_and_who_has_no_list_counts_as_0() 
 
 
 def test_a_version_beside_itself_did_not_change() -> None:
-    goals = sp.csr_matrix(np.eye(5, dtype=np.int8))
-    same = judged(filled([[n, (n + 1) % 5] for n in range(5)]), goals)
+    goals = sp.csr_matrix(np.eye(10, dtype=np.int8))
+    same = judged(filled([[n, (n + 1) % 10] for n in range(10)]), goals)
     found = changes.changes_of(same, same, asked_for(goals))
     for change in found.metrics.values():
         less = change.difference

@@ -105,7 +105,7 @@ def test_the_protocol_is_that_of_a_plain_loop() -> None:
     vectors, labels = planted(np.random.default_rng(1), 60, 9)
     labels.held[:, 8] = False
     labels.held[5, 8] = True  # one that most shuffles do not teach
-    config = CONFIG.model_copy(update={"shares": [0.2, 0.6], "c": 0.5})
+    config = CONFIG.model_copy(update={"shares": [0.2, 0.6], "c": 0.5, "repeats": 10})
     report = classify(vectors, labels, config, "test")
     assert [found.share for found in report.shares] == [0.2, 0.6]
     assert [found.num_taught for found in report.shares] == [12, 36]

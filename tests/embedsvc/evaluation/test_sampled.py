@@ -262,9 +262,7 @@ def test_no_name_of_an_estimate_is_that_of_an_exact_metric(
     found = sample_links(trained, edges, 9).report()
     assert set(found) & names == {"edges", "nan_edges"}
     assert found["edges"] == len(edges)
-    assert set(found["sampled_intervals"]) == {
-        f"sampled_{name}_estimate" for name in exact.summary()
-    }
+    assert {f"sampled_{name}_estimate" for name in exact.summary()} <= set(found)
 
 
 def test_who_has_too_few_candidates_left_is_counted(

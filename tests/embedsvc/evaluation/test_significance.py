@@ -83,12 +83,14 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not() -> None:
     assert paired(new, old, seed=7) == paired(new, old, seed=7) != paired(new, old, seed=8)
 
 
-def test_no_users_have_no_interval_and_one_user_has_no_width() -> None:
+def test_no_users_have_no_mean_and_few_have_no_interval() -> None:
     none = interval(np.empty(0))
     assert all(map(math.isnan, (none.value, none.low, none.high)))
     nothing = paired(np.empty(0), np.empty(0))
     assert math.isnan(nothing.difference.value) and nothing.p == 1
-    assert interval(np.array([0.3])) == Interval(0.3, 0.3, 0.3)
+    one = interval(np.array([0.3]))
+    assert one.value == 0.3 and math.isnan(one.low) and math.isnan(one.high)
+    assert interval(np.full(10, 0.3)) == Interval(*[pytest.approx(0.3)] * 3)
     assert paired(np.array([1.0]), np.array([0.25])).p == 1
     assert [one.value for one in intervals(np.ones((4, 2)))] == [1, 1]
 
