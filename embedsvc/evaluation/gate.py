@@ -3,25 +3,34 @@
     outcome = decide(condition, Sample(new, old, changed), plan)
     outcome.verdict                         pass, fail, unknown, not enough users
 
-A condition (conditions.py) promises: if what it says of all askers is false, it passes with a
-chance of at most 1 - reliability, however often the same askers are asked, up to plan.max_uses
-times. With the estimate e, the threshold t and the tolerance:
+A condition (conditions.py) with the estimate e, the threshold t and the tolerance:
 
     pass     e > t + tolerance            (e < t - tolerance where the condition says <)
     fail     e < t - tolerance
     unknown  between; fp-free does not promote, fn-free does
 
-That holds of n askers if n is at least the least of
+With a chance of at most 1 - reliability each, however often the same askers are asked, up to
+plan.max_uses times:
 
-    Hoeffding                   of numbers in an interval, whatever they are
-    Bennett, changed            of numbers that are 0 for who gets the same list
-    Bennett, squares            of numbers whose mean square is small: most figures differ a little
+    fp-free  a version goes live of which the condition is false
+             a version is kept back by it that is beyond t + 2 tolerance, if there are enough askers
+    fn-free  a version goes live that is not even beyond t - 2 tolerance
+             a version is kept back by it of which the condition is true, if there are enough askers
 
-(release_sizes.py has the formulas; the third is the second with the mean square in place of the
-share of changed lists, which is an upper bound of it.) Share and mean square are not known, but for
-a bound that holds but for half of 1 - reliability, c = 4. The bound comes of the same askers, which
-costs no more: where a bound is below the truth is one event of half of it; where it is not, n is
-enough for the true one.
+That holds of n askers if n is at least the lesser of
+
+    Hoeffding          of numbers in an interval, whatever they are
+    Bennett, squares   of numbers whose mean square is small: most figures differ a little
+
+(release_sizes.py has the formulas; the second is Bennett's with the mean square in place of the
+share of changed lists. Where new and old weigh the same, that share is an upper bound of it, and
+what it would take is said beside it.) The mean square is not known, but for a bound that holds but
+for half of 1 - reliability, c = 4. The bound comes of the same askers, which costs no more: where
+it is below the truth is one event of half of it; where it is not, n is enough for the true one.
+
+What is shown is paid for. With adaptivity "full", that is a verdict of each condition, and nothing
+else that depends on the askers: their number, Hoeffding's and what it supports are known before.
+With "none", nothing that is tried depends on what is shown, so all figures are.
 
 The unit is the asker: one number each, however many lists or rows they have.
 """
@@ -55,18 +64,35 @@ _C = 4  # two sides, half of delta for each of the bounds
 
 @dataclass(frozen=True)
 class Plan:
-    """How often the same askers may decide, and what was known of it before."""
+    """How often the same askers may decide, by how many conditions, and who learns what of it.
+
+    With "full", each answer may change what is compared next. Before use u there were 4 verdicts of
+    each condition and 2 of each limit, u - 1 times: b^(u - 1) ways, b >= 2, over all uses at most
+    H' = 2 b^(max_uses - 1). With "none", the versions are the same whatever was answered, but not
+    which is live: of max_uses + 1 any may be compared with any, H' = max_uses (max_uses + 1).
+    """
 
     max_uses: int = 32
     adaptivity: Adaptivity = "full"
+    conditions: int = 1  # with a tolerance
+    limits: int = 0
+
+    @staticmethod
+    def of(conditions: Sequence[Condition], max_uses: int, adaptivity: Adaptivity) -> "Plan":
+        limits = sum(condition.is_limit for condition in conditions)
+        return Plan(max_uses, adaptivity, len(conditions) - limits, limits)
 
     @property
     def steps(self) -> int:
-        """For release_sizes: with "full", each answer may change what is compared next. With
-        "none", the versions are the same whatever was answered, but not which one is live: any of
-        the pairs may be compared."""
-        pairs = self.max_uses * (self.max_uses + 1) // 2
-        return self.max_uses if self.adaptivity == "full" else pairs
+        """For release_sizes: H' = 2^steps with "full", steps with "none"."""
+        if self.adaptivity == "full":
+            return 1 + (self.max_uses - 1) * (2 * self.conditions + self.limits)
+        return self.max_uses * (self.max_uses + 1)
+
+    @property
+    def shows_figures(self) -> bool:
+        """Limits alone promise nothing that figures could spoil."""
+        return self.adaptivity == "none" or not self.conditions
 
     def doubt(self, delta: float) -> float:
         """ln H' + ln(1 / delta)."""
@@ -114,14 +140,14 @@ class Sizes:
     """Askers that a condition needs, by each bound; the bounds of what it needs to know."""
 
     hoeffding: int
-    bennett: int  # by the share of changed lists
     squares: int  # by the mean square
-    changed_upper: float
     square_upper: float
+    bennett: int | None = None  # by the share of changed lists, never below squares
+    changed_upper: float | None = None
 
     @property
     def least(self) -> int:
-        return min(self.hoeffding, self.bennett, self.squares)
+        return min(self.hoeffding, self.squares)
 
 
 def largest_of(condition: Condition) -> float:
@@ -132,34 +158,33 @@ def largest_of(condition: Condition) -> float:
 def sizes(condition: Condition, summary: Summary, plan: Plan) -> Sizes:
     delta, largest, width = _scale(condition)
     eps = _tolerance(condition)
-    moments = _upper_moments(condition, summary, plan)
-    how = (delta, plan.steps, plan.adaptivity)
-    by_share, by_square = (
-        bennett_size(min(eps / largest, 2), delta, moment, plan.steps, plan.adaptivity, c=_C)
-        for moment in (moments.of_changed, moments.square)
-    )
-    return Sizes(
-        hoeffding_size(min(eps / width, 2), *how),
-        by_share,
-        by_square,
-        moments.changed,
-        moments.square,
-    )
+
+    def by(moment: float) -> int:
+        return bennett_size(min(eps / largest, 2), delta, moment, plan.steps, plan.adaptivity, c=_C)
+
+    square = _upper(condition, summary.square, summary.n, plan)
+    hoeffding = hoeffding_size(min(eps / width, 2), delta, plan.steps, plan.adaptivity)
+    if condition.new + condition.old:  # the same list has another figure than 0
+        return Sizes(hoeffding, by(square), square)
+    changed = _upper(condition, summary.changed, summary.n, plan)
+    return Sizes(hoeffding, by(square), square, by(changed), changed)
 
 
 def supported_tolerance(condition: Condition, summary: Summary, plan: Plan) -> float:
     """The least tolerance that these askers are enough for; the whole width for none."""
-    delta, largest, width = _scale(condition)
+    delta, largest, _ = _scale(condition)
+    known = hoeffding_supported(condition, summary.n, plan)
     if not summary.n:
-        return width
-    moments = _upper_moments(condition, summary, plan)
-    how = (summary.n, delta)
-    steps = (plan.steps, plan.adaptivity)
-    return min(
-        width * hoeffding_tolerance(*how, *steps),
-        largest * bennett_tolerance(*how, moments.of_changed, *steps, c=_C),
-        largest * bennett_tolerance(*how, moments.square, *steps, c=_C),
-    )
+        return known
+    square = _upper(condition, summary.square, summary.n, plan)
+    by_square = bennett_tolerance(summary.n, delta, square, plan.steps, plan.adaptivity, c=_C)
+    return min(known, largest * by_square)
+
+
+def hoeffding_supported(condition: Condition, n: int, plan: Plan) -> float:
+    """The same of any n askers, whoever they are."""
+    delta, _, width = _scale(condition)
+    return width * hoeffding_tolerance(n, delta, plan.steps, plan.adaptivity) if n else width
 
 
 def verdict_of(condition: Condition, summary: Summary, needed: int) -> Verdict:
@@ -172,24 +197,9 @@ def verdict_of(condition: Condition, summary: Summary, needed: int) -> Verdict:
     return "fail" if ahead < -_tolerance(condition) else "unknown"
 
 
-@dataclass(frozen=True)
-class _Moments:
-    changed: float
-    of_changed: float  # the mean square that so many changed lists allow
-    square: float
-
-
-def _upper_moments(condition: Condition, summary: Summary, plan: Plan) -> _Moments:
-    """What the true ones exceed with a chance of half of delta / H' each; both at most 1."""
-    if not summary.n:
-        return _Moments(1.0, 1.0, 1.0)
-    doubt = plan.doubt(_scale(condition)[0] / 2)
-    changed, square = (
-        upper_mean(mean, summary.n, doubt) for mean in (summary.changed, summary.square)
-    )
-    # The same list has the same figure: there, new * N + old * O is (new + old) * N.
-    same = min(1.0, (condition.new + condition.old) ** 2 / largest_of(condition) ** 2)
-    return _Moments(changed, changed + (1 - changed) * same, square)
+def _upper(condition: Condition, mean: float, n: int, plan: Plan) -> float:
+    """What the true mean exceeds with a chance of half of delta / H'; at most 1."""
+    return upper_mean(mean, n, plan.doubt(_scale(condition)[0] / 2)) if n else 1.0
 
 
 def _scale(condition: Condition) -> tuple[float, float, float]:
@@ -228,7 +238,7 @@ def _divergence(a: float, b: float) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one condition came to. None: not known, or not asked."""
+    """What one condition came to. None: not known, not asked, or not shown (Plan)."""
 
     condition: str
     verdict: Verdict
@@ -252,6 +262,7 @@ class Outcome:
         None  # askers whom the live version does not know: their figure there is 0
     )
     why: str = ""
+    shown: bool = True  # False: of what the askers say there is the verdict alone
 
     def promotes(self, mode: Mode) -> bool:
         if self.verdict == "unknown":
@@ -262,9 +273,11 @@ class Outcome:
     def sentence(self) -> str:
         if self.verdict == "skipped":
             return f"{self.condition}: skipped, {self.why}"
-        if self.users is None:
-            return f"{self.condition}: {self.verdict}: {_said(self.value)}"
         said = f"{self.condition}: {self.verdict}"
+        if not self.shown:
+            return said + self._without_figures
+        if self.users is None:
+            return f"{said}: {_said(self.value)}"
         if self.value is not None and self.low is not None and self.high is not None:
             said += f": {_said(self.value)} [{_said(self.low)}, {_said(self.high)}]"
         said += f" of {self.users:,} users, {self.needed:,} needed"
@@ -273,6 +286,17 @@ class Outcome:
         if self.unknown:
             said += f"; {self.unknown:,} are unknown to the live version, which gets 0 for them"
         return said
+
+    @property
+    def _without_figures(self) -> str:
+        if self.users is None:
+            return ""
+        if self.verdict != "not enough users":
+            return f", of {self.users:,} users"
+        return (
+            f": {self.users:,}; {self.needed:,} are enough whatever the versions, fewer where they "
+            f"differ little; these support +- {self.supported:.2g}"
+        )
 
 
 def _said(value: float | None) -> str:
@@ -284,6 +308,18 @@ def decide(condition: Condition, sample: Sample, plan: Plan) -> Outcome:
     assert not condition.is_limit
     summary = Summary.of(condition, sample)
     found = sizes(condition, summary, plan)
+    verdict = verdict_of(condition, summary, found.least)
+    if not plan.shows_figures:
+        return Outcome(
+            condition=str(condition),
+            verdict=verdict,
+            value=None,
+            users=len(sample),
+            needed=found.hoeffding,
+            needed_hoeffding=found.hoeffding,
+            supported=hoeffding_supported(condition, len(sample), plan),
+            shown=False,
+        )
     supported = supported_tolerance(condition, summary, plan)
     nothing = not len(sample)
     hits = None
@@ -291,7 +327,7 @@ def decide(condition: Condition, sample: Sample, plan: Plan) -> Outcome:
         hits = mcnemar(sample.hit_new, sample.hit_old)
     return Outcome(
         condition=str(condition),
-        verdict=verdict_of(condition, summary, found.least),
+        verdict=verdict,
         value=None if nothing else summary.estimate,
         new=None if nothing else float(sample.new.mean()),
         old=None if nothing or not condition.old else float(sample.old.mean()),
@@ -304,19 +340,21 @@ def decide(condition: Condition, sample: Sample, plan: Plan) -> Outcome:
         needed_squares=found.squares,
         supported=supported,
         changed=None if nothing or not condition.old else summary.changed,
-        changed_upper=None if nothing or not condition.old else found.changed_upper,
+        changed_upper=None if nothing else found.changed_upper,
         only_new_hits=None if hits is None else hits.only_new,
         only_old_hits=None if hits is None else hits.only_old,
         mcnemar_p=None if hits is None else hits.p,
     )
 
 
-def limit(condition: Condition, new: float, old: float = 0.0) -> Outcome:
+def limit(condition: Condition, plan: Plan, new: float, old: float = 0.0) -> Outcome:
     """Of one number of all lists: the metric of both versions, or the share of changed lists. NaN,
     of nothing, fails."""
     assert condition.is_limit
     value = condition.new * new + (condition.old * old if condition.old else 0.0)
     verdict: Verdict = "pass" if condition.holds(value) else "fail"
+    if not plan.shows_figures:
+        return Outcome(str(condition), verdict, None, shown=False)
     return Outcome(
         str(condition), verdict, _known(value), _known(new), _known(old) if condition.old else None
     )
@@ -331,8 +369,10 @@ def skipped(condition: Condition, why: str) -> Outcome:
 
 
 def promotes(outcomes: Sequence[Outcome], mode: Mode) -> bool:
-    """All of them must. Each keeps its own promise: a version that one of them should not let pass
-    goes live with a chance of at most that one's 1 - reliability."""
+    """All of them must. With "fp-free", a version of which any condition is false goes live with a
+    chance of at most that one's 1 - reliability; with "fn-free", which promotes what is unknown, so
+    does a version that is not even beyond the threshold less two tolerances. A version that is good
+    by all m of them may be kept back by each: with a chance of at most m times 1 - reliability."""
     return all(outcome.promotes(mode) for outcome in outcomes)
 
 

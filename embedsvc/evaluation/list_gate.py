@@ -40,6 +40,7 @@ class ListGate:
         conditions = self.check([relation.name for relation in version.manifest.relations])
         if not conditions:
             return ungated(self.root)
+        plan = Plan.of(conditions, self.config.max_uses, self.config.adaptivity)
         live, why = live_version(self.root)
         found: dict[Condition, Outcome] = {}
         askers, left_out = {}, {}
@@ -49,7 +50,7 @@ class ListGate:
             judged = _Judged.of(self.graph, relation, self.config.split, some, version, live, why)
             askers[relation] = len(judged.asked)
             left_out[relation] = judged.asked.num_without_goals
-            found |= {c: judged.outcome(c, self.plan) for c in some}
+            found |= {c: judged.outcome(c, plan) for c in some}
         outcomes = tuple(found[c] for c in conditions)
         decision = Decision(
             promoted=gate.promotes(outcomes, self.config.mode),
@@ -62,10 +63,6 @@ class ListGate:
             left_out=left_out,
         )
         return counted(decision, self.uses, self.files(), self.config)
-
-    @property
-    def plan(self) -> Plan:
-        return Plan(self.config.max_uses, self.config.adaptivity)
 
     def check(self, relations: Sequence[str]) -> list[Condition]:
         """The conditions, each with its relation. ConfigError for what lists of these can't be
@@ -155,9 +152,13 @@ class _Judged:
         old = new if self.old is None else self.old[:, : condition.k]
         if condition.metric == CHANGED:
             differ = np.any(np.sort(new) != np.sort(old), axis=1)
-            return gate.limit(condition, float(differ.mean()) if len(differ) else float("nan"))
+            return gate.limit(
+                condition, plan, float(differ.mean()) if len(differ) else float("nan")
+            )
         if condition.is_limit:
-            return gate.limit(condition, *(self._catalogue(condition, ids) for ids in (new, old)))
+            return gate.limit(
+                condition, plan, *(self._catalogue(condition, ids) for ids in (new, old))
+            )
         of = metrics.LIST_METRICS[condition.metric]
         hit_new, hit_old = (hits_of(ids, self.asked.goals) for ids in (new, old))
         sample = Sample(
@@ -168,7 +169,9 @@ class _Judged:
             np.asarray(hit_old.any(axis=1)),
         )
         found = gate.decide(condition, sample, plan)
-        return replace(found, unknown=self.unknown) if condition.needs_old else found
+        return (
+            replace(found, unknown=self.unknown) if condition.needs_old and found.shown else found
+        )
 
     def _catalogue(self, condition: Condition, ids: Ids) -> float:
         popularity = self.asked.popularity

@@ -48,6 +48,7 @@ class RankerGate:
         conditions = self.check()
         if not conditions:
             return ungated(self.root)
+        plan = Plan.of(conditions, self.config.max_uses, self.config.adaptivity)
         live, why = live_version(self.root)
         if live is not None and not (self.root / live.name / FOLDER).is_dir():
             why = f"{live.name}, which is live, has no ranker"
@@ -64,7 +65,7 @@ class RankerGate:
                 outcomes.append(gate.skipped(condition, no_label))
                 continue
             sample, users[label], left_out[label] = rows.sample(self.ranker, label, scorers)
-            outcomes.append(gate.decide(condition, sample, self.plan))
+            outcomes.append(gate.decide(condition, sample, plan))
         decision = Decision(
             promoted=gate.promotes(outcomes, self.config.mode),
             live=releases.live(self.root),
@@ -76,10 +77,6 @@ class RankerGate:
             left_out=left_out,
         )
         return counted(decision, self.uses, self.files(), self.config)
-
-    @property
-    def plan(self) -> Plan:
-        return Plan(self.config.max_uses, self.config.adaptivity)
 
     def check(self) -> list[Condition]:
         """The conditions, each with its label. ConfigError for what a ranker can't be asked."""

@@ -100,7 +100,7 @@ def test_a_worse_model_is_kept_back_forced_and_taken_back(shop: Path, run: Run) 
     worse = run(shop, "run", "shop.toml", *WORSE)
     assert worse.returncode == 1 and "embedsvc: " not in worse.stderr
     assert "publish: v000002 in run/published is written, and not live" in worse.stdout
-    assert "gate: buys/recall@5: new - old > -0.2 +- 0.15 at 0.9: fail: -0." in worse.stdout
+    assert "gate: buys/recall@5: new - old > -0.2 +- 0.15 at 0.9: fail, of " in worse.stdout
     assert "gate: use 1 of 4 of this test set" in worse.stdout
     assert "gate: v000001 stays live. Train another" in worse.stdout
     assert current(shop) == "v000001"
