@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """How often does the release gate let a version live that it should not, and one that it should?
 
-    scripts/evaluate_release_gate.py            10,000 trials, within a minute
-    scripts/evaluate_release_gate.py --quick    1,000 trials, some seconds
+    scripts/evaluate_release_gate.py            10,000 trials, within a minute or two
+    scripts/evaluate_release_gate.py --quick    1,000 trials, within a minute
 
 A trial draws users anew from a population whose true difference is known, and decides as
 `embedsvc gate` does. The condition is new - old > THRESHOLD +- TOLERANCE at RELIABILITY; the true
@@ -20,8 +20,22 @@ was thought to be, and a tenth more, since the gate's own bounds come of the use
 at the same users: the paired test of `difference > threshold`, and McNemar's of `difference > 0`
 (a sign test where values are not hits), which asks less: it promotes what is better by anything.
 
-`any_of_uses`: of --uses versions that are exactly at the threshold, tried one after another on the
-same users under adaptivity = "full", does any pass?
+Uses of one test set under adaptivity = "full", its users drawn once a trial:
+
+    any_of_uses  --uses versions exactly at the threshold, which differ in whom they are better for:
+                 does any pass?
+    steered      the last of --uses versions, made of what the verdicts on those before told. Each
+                 user wants one of two things, as a coin fell; the live version finds half of it:
+                 whatever a version bets, its true difference is 0. Each bets on a block of users,
+                 and is surely better for so many others that it passes just if the block is lucky.
+                 The last bets on all blocks, the other way round where one was not. (Tolerance
+                 STEERED, threshold 0.)
+    decided      some of these trials with each user's numbers through `decide`, use by use
+
+That the check can fail is seen where too few users are taken for enough; both must be above delta:
+
+    unpaid       `steered`, of users that are enough for a single decision
+    too_few      differences of 0 or 1, exactly at the threshold, with a tenth of the users needed
 
 Prints a table; the last line is one JSON object.
 """
@@ -41,11 +55,12 @@ from scipy.stats import beta, binom, norm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from embedsvc.evaluation.conditions import Condition, parse
-from embedsvc.evaluation.gate import Plan, Summary, sizes, verdict_of
+from embedsvc.evaluation.gate import Plan, Sample, Summary, decide, sizes, verdict_of
 from partitions.errors import InputError
 
 Floats = NDArray[np.float64]
 
+STEERED = 0.05
 FEWER = (0.1, 0.33, 0.67)  # of the planned users
 TIMES = {"0": 0.0, "half": 0.5, "one": 1.0, "two": 2.0}  # of the threshold
 GOALS, HAVE_GOALS = (1, 2, 3, 5, 10), (0.3, 0.25, 0.2, 0.15, 0.1)
@@ -81,6 +96,27 @@ class Population:
             float(self.share @ self.difference),
             float(self.share @ self.changed),
             float(self.share @ self.difference**2),
+        )
+
+    def draw_uses(self, rng: np.random.Generator, n: int, uses: int) -> "Drawn":
+        """Of `uses` versions, over the same n users: how much of a user there is to find stays as
+        it is; whom a version is better for, and whom worse, is its own."""
+        moves, moved = self.difference != 0, self.share[self.difference != 0].sum()
+        sizes_, at = np.unique(np.abs(self.difference[moves]).round(12), return_inverse=True)
+        kinds = np.bincount(at, self.share[moves]) / moved
+        gains = np.bincount(at, self.share[moves] * (self.difference[moves] > 0)) / moved / kinds
+        persons = rng.multinomial(n, kinds)
+        differ = rng.binomial(persons, moved, (uses, len(kinds)))
+        up = rng.binomial(differ, gains)
+        left = n - differ.sum(axis=1)
+        as_good = rng.binomial(left, self.share[~moves] @ self.changed[~moves] / (1 - moved))
+        return Drawn(
+            n,
+            (2 * up - differ) @ sizes_ / n,
+            (n - left + as_good) / n,
+            differ @ sizes_**2 / n,
+            up.sum(axis=1),
+            (differ - up).sum(axis=1),
         )
 
     def draw(self, rng: np.random.Generator, n: int, trials: int) -> "Drawn":
@@ -162,9 +198,97 @@ def any_of_uses(
     """Trials of which any of plan.max_uses versions, each exactly at the threshold, passes."""
     rng, found = np.random.default_rng([seed, 99]), 0
     for _ in range(trials):
-        drawn = population.draw(rng, n, plan.max_uses)
+        drawn = population.draw_uses(rng, n, plan.max_uses)
         found += bool(drawn.passes(condition, plan).any())
     return found
+
+
+@dataclass(frozen=True)
+class Steered:
+    """See the docstring of the script: n users in blocks, one for each version but the last."""
+
+    condition: Condition
+    plan: Plan  # by which the gate goes
+    uses: int
+    n: int
+
+    @staticmethod
+    def of(condition: Condition, plan: Plan, uses: int) -> "Steered":
+        """With the users that `plan` asks for."""
+        n = 1
+        while (needed := sizes(condition, Summary(n, 0.0, 1.0, 0.25), plan).least) > n:
+            n = max(n + 1, min(needed, 2 * n))
+        return Steered(condition, plan, uses, n)
+
+    @property
+    def blocks(self) -> list[NDArray[np.int64]]:
+        return np.array_split(np.arange(self.n), self.uses - 1)
+
+    @property
+    def sure(self) -> int:
+        """Users of whom a version finds all, so that it is just not passing but for its block."""
+        assert self.condition.tolerance is not None
+        return int(2 * self.n * self.condition.tolerance)
+
+    def passes(self, rng: np.random.Generator, trials: int) -> NDArray[np.bool_]:
+        """Of the last version."""
+        size = np.array([len(block) for block in self.blocks])
+        luck = 2 * rng.binomial(size, 0.5, (trials, len(size))) - size
+        assert self.condition.tolerance is not None
+        passed = (self.sure + luck) / (2 * self.n) > self.condition.tolerance
+        estimates = np.where(passed, luck, -luck).sum(axis=1) / (2 * self.n)
+        needed = sizes(self.condition, Summary(self.n, 0.0, 1.0, 0.25), self.plan).least
+        return np.array(
+            [
+                verdict_of(self.condition, Summary(self.n, e, 1.0, 0.25), needed) == "pass"
+                for e in estimates.tolist()
+            ]
+        )
+
+    def decided(self, rng: np.random.Generator) -> bool:
+        """The same of one trial, all of it by `decide`."""
+        coin = rng.integers(0, 2, self.n)
+        old, bet, known = np.full(self.n, 0.5), np.ones(self.n, np.int64), np.arange(self.n)
+        for block in self.blocks:
+            new = old.copy()
+            new[block] = coin[block]
+            new[np.setdiff1d(known, block, assume_unique=True)[: self.sure]] = 1.0
+            outcome = decide(self.condition, Sample(new, old, new != old), self.plan)
+            bet[block] = outcome.verdict == "pass"
+        last = (coin == bet).astype(np.float64)
+        return decide(self.condition, Sample(last, old, last != old), self.plan).verdict == "pass"
+
+
+def steered(uses: int, reliability: float, trials: int, seed: int) -> dict[str, float | int]:
+    condition = parse(f"recall@20: new - old > 0 +- {STEERED} at {reliability!r}")
+    paid = Steered.of(condition, Plan(uses, "full"), uses)
+    unpaid = Steered.of(condition, Plan(1), uses)  # takes its test set for a fresh one each time
+    some = max(1, min(200, trials // 20))
+    rngs = [np.random.default_rng([seed, 200 + at]) for at in range(3)]
+    found = int(paid.passes(rngs[0], trials).sum())
+    return {
+        "n_steered": paid.n,
+        "steered": found,
+        "steered_at_most": at_most(found, trials),
+        "decided_trials": some,
+        "decided": sum(int(paid.decided(rngs[1])) for _ in range(some)),
+        "n_unpaid": unpaid.n,
+        "unpaid": int(unpaid.passes(rngs[2], trials).sum()),
+    }
+
+
+def too_few(condition: Condition, trials: int, seed: int) -> dict[str, float | int]:
+    """The gate is told that a tenth are enough: it asks for none."""
+    t = condition.threshold
+    gains = Population("gains", np.array([1.0, 0.0]), np.array([1.0, 0.0]), np.array([t, 1 - t]))
+    n = planned(condition, Plan(1), gains)
+    rng = np.random.default_rng([seed, 300])
+    right = int(gains.draw(rng, n, trials).passes(condition, Plan(1)).sum())
+    few = gains.draw(rng, max(1, n // 10), trials)
+    wrong = sum(
+        verdict_of(condition, Summary(few.n, e, e, e), 0) == "pass" for e in few.mean.tolist()
+    )
+    return {"n_gains": n, "gains": right, "too_few": wrong}
 
 
 def evaluate(
@@ -174,6 +298,7 @@ def evaluate(
     once, delta = Plan(1), round(1 - condition.reliability, 12)
     n = planned(condition, once, population.with_mean(2 * condition.threshold))
     asked = sizes(condition, population.with_mean(2 * condition.threshold).summary(n), once)
+    assert asked.bennett is not None
     result: dict[str, float | int] = {
         "n": n,
         "n_by_changed": asked.bennett,
@@ -241,8 +366,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="1,000 trials")
     given = parser.parse_args()
     trials = 1000 if given.quick else given.trials
-    if trials < 1 or given.uses < 1:
-        parser.error("--trials and --uses are at least 1")
+    if trials < 1 or given.uses < 2:
+        parser.error("--trials is at least 1, --uses at least 2")
     try:
         condition = parse(
             f"recall@20: new - old > {given.threshold!r} +- {given.tolerance!r} at "
@@ -252,6 +377,8 @@ def main() -> None:
             (one.name, *evaluate(condition, one, given.uses, trials, given.seed))
             for one in populations()
         ]
+        adaptive = steered(given.uses, given.reliability, trials, given.seed)
+        adaptive |= too_few(condition, trials, given.seed)
     except InputError as error:
         parser.error(str(error))
     table = Table(title=f"{str(condition).partition(': ')[2]}: {trials:,} trials")
@@ -261,6 +388,18 @@ def main() -> None:
     for _, _, rows in found:
         for row in rows:
             table.add_row(*row)
+    for name, n, count, of in (
+        ("steered by verdicts", "n_steered", "steered", trials),
+        ("through decide", "n_steered", "decided", int(adaptive["decided_trials"])),
+        ("steered, unpaid", "n_unpaid", "unpaid", trials),
+        ("gains of 0 or 1", "n_gains", "gains", trials),
+    ):
+        rate = adaptive[count] / of
+        true = f"{given.threshold:g}" if count == "gains" else "0"
+        bound = f"<= {at_most(int(adaptive[count]), of):.1g}"
+        table.add_row(name, true, f"{adaptive[n]:,}", f"{rate:.4f}", bound, "", "")
+    few, rate = int(adaptive["n_gains"]) // 10, adaptive["too_few"] / trials
+    table.add_row("a tenth of them", f"{given.threshold:g}", f"{few:,}", f"{rate:.4f}", "")
     Console().print(table)
     result = {
         "trials": trials,
@@ -270,6 +409,7 @@ def main() -> None:
         "uses": given.uses,
         **found[0][1],
         **{name: values for name, values, _ in found[1:]},
+        "adaptive": adaptive,
         "seed": given.seed,
         **facts(),
     }
