@@ -55,8 +55,13 @@ class RankerGate:
             live = None
         scorers = [_Scorer(folder / FOLDER)]
         if live is not None and any(condition.needs_old for condition in conditions):
-            scorers.append(_Scorer(self.root / live.name / FOLDER))
-        rows = _Rows.read(self.ranker, self.config.split, scorers)
+            try:
+                scorers.append(_Scorer(self.root / live.name / FOLDER))
+                rows = self._rows(scorers)
+            except _LiveFails as error:
+                return self._held(live.name, error)
+        else:
+            rows = self._rows(scorers)
         outcomes, users, left_out = [], {}, {}
         for condition in conditions:
             label = str(condition.relation)
@@ -77,6 +82,40 @@ class RankerGate:
             left_out=left_out,
         )
         return counted(decision, self.uses, self.files(), self.config)
+
+    def _rows(self, scorers: list["_Scorer"]) -> "_Rows":
+        try:
+            rows = _Rows.read(self.ranker, self.config.split, scorers)
+        except DataError as error:
+            if len(scorers) > 1:
+                _Rows.read(self.ranker, self.config.split, scorers[:1])  # raises, if it is the new
+                raise _LiveFails(str(error)) from None
+            raise
+        for scorer, said in zip(scorers, rows.said, strict=True):
+            for label, bad in zip(scorer.labels, np.isnan(said).sum(axis=0), strict=True):
+                if bad and scorer is not scorers[0]:
+                    raise _LiveFails(f"its {label} of {bad:,} rows is not a number.")
+                if bad:
+                    raise DataError(
+                        f"The new ranker's {label} of {bad:,} rows is not a number: train again."
+                    )
+        return rows
+
+    def _held(self, live: str, error: "_LiveFails") -> Decision:
+        """The new version waits: there is nothing to compare it with, and it is not at fault."""
+        why = (
+            f"{live}, which is live, can't score the rows of ranker.{self.config.split} as they "
+            f"are now, so that nothing is compared: {error} Give the rows back what it reads, or "
+            "let the new version live with --force."
+        )
+        return Decision(
+            False,
+            releases.live(self.root),
+            None,
+            why=why,
+            split=self.config.split,
+            mode=self.config.mode,
+        )
 
     def check(self) -> list[Condition]:
         """The conditions, each with its label. ConfigError for what a ranker can't be asked."""
@@ -113,6 +152,10 @@ class RankerGate:
         """Digests of the split's rows."""
         named = getattr(self.ranker, self.config.split)
         return [file.sha256() for source in named for file in expand(Path(), source)]
+
+
+class _LiveFails(DataError):
+    """The live ranker can't say anything of rows of which the new one can."""
 
 
 class _Scorer:
@@ -181,8 +224,6 @@ class _Rows:
             if label not in scorer.labels:
                 continue
             probability = said[known, scorer.labels.index(label)]
-            if bad := int(np.isnan(probability).sum()):
-                raise DataError(f"A ranker's {label} of {bad:,} rows is not a number: train again.")
             one = Clicks(probability, right[known], self.weight[known], self.user[known])
             figures.append(auc_by_user(one)[0] if len(one) else np.empty(0))
         # Who has no figure has none of either: that is for labels to say.

@@ -2,17 +2,22 @@
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from embedsvc.evaluation.ranker_gate import _LiveFails, _Scorer
 from embedsvc.ranker_road import RankerRoad
 from partitions import published, releases
 from partitions.config import from_tables
-from partitions.errors import ConfigError
+from partitions.errors import ConfigError, DataError
+from partitions.ranker_files import FOLDER
 from serving.ranker import Ranker
 from tests.toy_ranker import FEATURES, clicks, road, write_rows
 
@@ -86,6 +91,53 @@ def test_a_label_that_the_live_ranker_lacks_is_nothing_to_compare_with(folder: P
     [line] = releases.trace(both.published)[-1].conditions
     assert line["verdict"] == "skipped"
     assert line["why"] == "v000001, which is live, has no label like"
+
+
+def test_rows_that_the_live_ranker_can_not_score_keep_the_new_one_waiting(
+    folder: Path,
+) -> None:
+    """A column of the rows has a new name: the new ranker reads it, the live one does not."""
+    assert gated(folder, [SAME], {}, max_uses=2).publish()
+    for path in folder.glob("*.parquet"):
+        table = pq.read_table(path)
+        path.unlink()
+        names = ["years" if name == "age" else name for name in table.column_names]
+        pq.write_table(table.rename_columns(names), path)
+    shutil.rmtree(folder / "run/ranker")
+    features = {"years" if name == "age" else name: spec for name, spec in FEATURES.items()}
+    made = gated(folder, [SAME], {"features": features}, max_uses=2)
+    made.train()
+    assert not made.publish() and not made.gate()
+    assert published.versions(made.published) == ["v000001", "v000002"]
+    line = releases.trace(made.published)[-1]
+    assert line.use is None and not line.conditions
+    assert "v000001, which is live, can't score the rows of ranker.test" in line.why
+    assert "age" in line.why and "--force" in line.why and "train again" not in line.why
+    assert made.gate(force=True) and published.current(made.published) == "v000002"
+
+
+@pytest.mark.parametrize("of_live", [True, False])
+def test_what_is_no_number_is_said_of_whom_it_is(of_live: bool, folder: Path) -> None:
+    made = gated(folder, [SAME], {}, max_uses=2)
+    assert made.publish()
+    broken, whole = (_Scorer(made.published / "v000001" / FOLDER) for _ in range(2))
+    score = broken._session.run
+    broken._session = _Broken(score)  # type: ignore[assignment]
+    scorers = [whole, broken] if of_live else [broken, whole]
+    with pytest.raises(DataError) as error:
+        made._judge()._rows(scorers)
+    assert isinstance(error.value, _LiveFails) == of_live
+    assert ("The new ranker's click of 2,000 rows" in str(error.value)) != of_live
+
+
+@dataclass
+class _Broken:
+    """A graph that overflowed."""
+
+    score: Any
+
+    def run(self, *asked: Any) -> list[NDArray[np.float32]]:
+        return [found * np.float32("nan") for found in self.score(*asked)]
 
 
 @pytest.mark.parametrize(
