@@ -3,7 +3,7 @@ of a ranker."""
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from embedsvc import release
@@ -48,6 +48,7 @@ class Releases:
         if not known:
             raise DataError(f"{self.root} holds no published version. Run embedsvc publish.")
         name = name or known[-1]
+        published.check_known(self.root, name)
         live = releases.live(self.root)
         if name == live:
             self.say(f"gate: {name} in {self.root} is live already")
@@ -57,6 +58,9 @@ class Releases:
             decision = Decision(True, live, None, why="let live by --force")
         else:
             decision = judge()(published.open_version(self.root, name), self.root / name)
+            if release.is_ungated(decision) and release.held_back(self.root, name):
+                why = "its conditions kept it back, and [gate] has none now to ask instead"
+                decision = replace(decision, promoted=False, why=why)
         release.conclude(self.root, name, decision, self.keep, "forced" if force else "decision")
         state = "live" if decision.promoted else "not live"
         self.say(f"gate: {name} in {self.root} is {state}, {time.perf_counter() - start:.1f} s")

@@ -105,8 +105,7 @@ def opened(root: Path, name: str) -> Opened:
     elif path.suffix == ".toml" and path.is_file():
         return opened(settings_file.load(path, []).table("run", RunConfig).published, "")
     elif name and not path.is_dir():
-        known = published.versions(root)
-        raise DataError(f"{root} has no version {name}. {did_you_mean(name, known)}")
+        published.check_known(root, name)
     path = path if name else root
     if not (path / MANIFEST).exists():
         path = path / published.current(path)

@@ -57,7 +57,9 @@ from embedsvc.evaluation.significance import mcnemar
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 Mode = Literal["fp-free", "fn-free"]
-Verdict = Literal["pass", "fail", "unknown", "not enough users", "skipped"]
+Verdict = Literal[
+    "pass", "fail", "unknown", "not enough users", "skipped", "nothing to compare with"
+]
 
 _C = 4  # two sides, half of delta for each of the bounds
 
@@ -271,8 +273,8 @@ class Outcome:
 
     @cached_property
     def sentence(self) -> str:
-        if self.verdict == "skipped":
-            return f"{self.condition}: skipped, {self.why}"
+        if self.verdict in ("skipped", "nothing to compare with"):
+            return f"{self.condition}: {self.verdict}, {self.why}"
         said = f"{self.condition}: {self.verdict}"
         if not self.shown:
             return said + self._without_figures
@@ -365,7 +367,12 @@ def _known(value: float) -> float | None:
 
 
 def skipped(condition: Condition, why: str) -> Outcome:
+    """Of a first version: there never was another that it could be worse than."""
     return Outcome(str(condition), "skipped", None, why=why)
+
+
+def incomparable(condition: Condition, why: str) -> Outcome:
+    return Outcome(str(condition), "nothing to compare with", None, why=why)
 
 
 def promotes(outcomes: Sequence[Outcome], mode: Mode) -> bool:

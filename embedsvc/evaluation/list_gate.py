@@ -17,8 +17,7 @@ from embedsvc.evaluation.conditions import CHANGED, USER_AUC, Condition, parse
 from embedsvc.evaluation.gate import Decision, Outcome, Plan, Sample
 from embedsvc.evaluation.lists import Asked, ask, hits_of
 from embedsvc.evaluation.sources import OfVersion
-from embedsvc.release import counted, live_version, ungated
-from partitions import releases
+from embedsvc.release import Rival, counted, rival, ungated
 from partitions.errors import ConfigError, did_you_mean
 from partitions.graph import Graph
 from partitions.published import PublishedVersion
@@ -41,22 +40,23 @@ class ListGate:
         if not conditions:
             return ungated(self.root)
         plan = Plan.of(conditions, self.config.max_uses, self.config.adaptivity)
-        live, why = live_version(self.root)
+        other = rival(self.root, version.name)
         found: dict[Condition, Outcome] = {}
         askers, left_out = {}, {}
         for relation in dict.fromkeys(c.relation for c in conditions):
             assert relation is not None
             some = [c for c in conditions if c.relation == relation]
-            judged = _Judged.of(self.graph, relation, self.config.split, some, version, live, why)
+            judged = _Judged.of(self.graph, relation, self.config.split, some, version, other)
             askers[relation] = len(judged.asked)
             left_out[relation] = judged.asked.num_without_goals
             found |= {c: judged.outcome(c, plan) for c in some}
         outcomes = tuple(found[c] for c in conditions)
         decision = Decision(
             promoted=gate.promotes(outcomes, self.config.mode),
-            live=releases.live(self.root),
-            compared_with=None if live is None else live.name,
+            live=other.live,
+            compared_with=other.name,
             outcomes=outcomes,
+            why="; ".join(filter(None, [other.in_place, *self._nobody(askers, left_out)])),
             split=self.config.split,
             mode=self.config.mode,
             askers=askers,
@@ -99,6 +99,17 @@ class ListGate:
             found.append(condition)
         return found
 
+    def _nobody(self, askers: dict[str, int], left_out: dict[str, int]) -> list[str]:
+        """Of relations that nobody could be asked of."""
+        return [
+            f"the {self.config.split} split has no edges of {relation} that were not known before"
+            if left_out[relation]
+            else f"the {self.config.split} split has no edges of {relation}; set graph.holdout and "
+            "import again"
+            for relation, count in askers.items()
+            if not count
+        ]
+
     def files(self) -> list[str]:
         """Digests of the split's edges."""
         entries = self.graph.manifest.edge_files.items()
@@ -118,6 +129,7 @@ class _Judged:
     new: Ids  # [Q, k], for the largest k of all conditions
     old: Ids | None
     unknown: int
+    other: Rival
     why: str
 
     @staticmethod
@@ -127,8 +139,7 @@ class _Judged:
         split: str,
         conditions: list[Condition],
         version: PublishedVersion,
-        live: PublishedVersion | None,
-        why: str,
+        other: Rival,
     ) -> "_Judged":
         asked = Asked.of(graph, relation, split)
         k = max(condition.k or 0 for condition in conditions)
@@ -137,17 +148,17 @@ class _Judged:
             source = OfVersion(of, graph, relation, split)
             return ask(source, asked.lhs, k, asked.left_out).ids
 
-        new, old = lists(version), None
+        new, old, live, why = lists(version), None, other.version, other.why
         if live is not None and relation not in [r.name for r in live.manifest.relations]:
-            why = f"{live.name}, which is live, has no relation {relation}"
+            why = other.lacks(f"relation {relation}")
         elif live is not None and any(condition.needs_old for condition in conditions):
             old = lists(live)
         unknown = 0 if old is None else int(np.sum(old[:, 0] < 0))
-        return _Judged(asked, new, old, unknown, why)
+        return _Judged(asked, new, old, unknown, other, why)
 
     def outcome(self, condition: Condition, plan: Plan) -> Outcome:
         if condition.needs_old and self.old is None:
-            return gate.skipped(condition, self.why)
+            return self.other.nothing(condition, self.why)
         new = self.new[:, : condition.k]
         old = new if self.old is None else self.old[:, : condition.k]
         if condition.metric == CHANGED:

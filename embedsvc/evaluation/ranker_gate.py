@@ -21,8 +21,7 @@ from embedsvc.evaluation.gate import Decision, Plan, Sample
 from embedsvc.evaluation.rankers import numbered
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import examples
-from embedsvc.release import counted, live_version, ungated
-from partitions import releases
+from embedsvc.release import counted, rival, ungated
 from partitions.errors import ConfigError, DataError, did_you_mean
 from partitions.features.columns import Where, column_of
 from partitions.published import PublishedVersion
@@ -49,10 +48,10 @@ class RankerGate:
         if not conditions:
             return ungated(self.root)
         plan = Plan.of(conditions, self.config.max_uses, self.config.adaptivity)
-        live, why = live_version(self.root)
+        other = rival(self.root, version.name)
+        live, why = other.version, other.why
         if live is not None and not (self.root / live.name / FOLDER).is_dir():
-            why = f"{live.name}, which is live, has no ranker"
-            live = None
+            live, why = None, other.lacks("ranker")
         scorers = [_Scorer(folder / FOLDER)]
         if live is not None and any(condition.needs_old for condition in conditions):
             try:
@@ -66,16 +65,17 @@ class RankerGate:
         for condition in conditions:
             label = str(condition.relation)
             if condition.needs_old and (live is None or label not in scorers[1].labels):
-                no_label = f"{live.name}, which is live, has no label {label}" if live else why
-                outcomes.append(gate.skipped(condition, no_label))
+                no_label = other.lacks(f"label {label}") if live else why
+                outcomes.append(other.nothing(condition, no_label))
                 continue
             sample, users[label], left_out[label] = rows.sample(self.ranker, label, scorers)
             outcomes.append(gate.decide(condition, sample, plan))
         decision = Decision(
             promoted=gate.promotes(outcomes, self.config.mode),
-            live=releases.live(self.root),
+            live=other.live,
             compared_with=None if live is None else live.name,
             outcomes=tuple(outcomes),
+            why=other.in_place,
             split=self.config.split,
             mode=self.config.mode,
             askers=users,

@@ -17,10 +17,11 @@ from embedsvc.config import GateConfig, ModelConfig, PublishConfig
 from embedsvc.evaluation.gate import Decision
 from embedsvc.evaluation.list_gate import ListGate
 from embedsvc.publish import publish
-from embedsvc.release import resumed
+from embedsvc.release import conclude, resumed
+from embedsvc.release_road import Releases
 from embedsvc.trained import Trained
 from partitions import published, releases
-from partitions.errors import ConfigError
+from partitions.errors import ConfigError, DataError
 from partitions.graph import Graph
 
 MakeGraph, MakeTrained = Callable[..., Graph], Callable[..., Trained]
@@ -252,7 +253,21 @@ def test_people_whom_the_live_version_does_not_know_get_nothing_of_it_and_are_co
     assert "100 are unknown to the live version, which gets 0 for them" in outcome.sentence
 
 
-def test_what_the_live_version_never_learnt_or_lost_is_nothing_to_compare_with(
+def damage(shop: Shop, version: str) -> None:
+    (shop.root / version / "golden.json").write_text("")
+
+
+def force(shop: Shop, version: str) -> None:
+    conclude(
+        shop.root,
+        version,
+        Decision(True, releases.live(shop.root), None, why="by --force"),
+        9,
+        "forced",
+    )
+
+
+def test_a_relation_that_the_live_version_never_learnt_is_not_let_through_unasked(
     shop: Shop, make_graph: MakeGraph
 ) -> None:
     likes = {split: [r for r in rows if r[1] == "likes"] for split, rows in edges().items()}
@@ -261,23 +276,131 @@ def test_what_the_live_version_never_learnt_or_lost_is_nothing_to_compare_with(
     )
     shop.publish(1.0, shop.judge(), graph=other)
     found = shop.publish(0.1, shop.judge(BETTER))
-    assert found.promoted and found.outcomes[0].why == (
-        "v000001, which is live, has no relation likes"
+    assert not found.promoted and shop.live() == "v000001"
+    assert found.sentences == [
+        f"likes/{BETTER}: nothing to compare with, v000001, which is live, has no relation likes"
+    ]
+    assert not shop.uses.exists()
+    force(shop, "v000002")
+    assert shop.live() == "v000002"
+
+
+def test_where_the_live_version_is_damaged_the_one_before_is_compared_with(shop: Shop) -> None:
+    for share in (0.9, 0.8, 0.5, 0.7):
+        shop.publish(share, shop.judge(), keep=9)
+    damage(shop, "v000003")
+    damage(shop, "v000004")
+    worse = shop.publish(0.1, shop.judge(BETTER), keep=9)
+    assert not worse.promoted and (worse.live, worse.compared_with) == ("v000004", "v000002")
+    assert worse.outcomes[0].old == 0.8 and shop.live() == "v000004"
+    assert worse.sentences[0].startswith("the live version is damaged (")
+    assert worse.sentences[0].endswith("): compared with v000002, which was live before")
+    assert "golden.json has 0 bytes" in (shop.root / "v000005/CARD.md").read_text()
+    (shop.root / "CURRENT").write_text("what?")
+    lost = shop.publish(0.1, shop.judge(BETTER), keep=9)
+    assert not lost.promoted and (lost.live, lost.compared_with) == (None, "v000002")
+    (shop.root / "CURRENT").unlink()
+    gone = shop.publish(0.1, shop.judge(BETTER), keep=9)
+    assert not gone.promoted and not (shop.root / "CURRENT").exists()
+    assert "CURRENT, which names the live version, is missing: compared with" in gone.why
+    better = shop.publish(1.0, shop.judge("hit_rate@5: new - old > -0.2 +- 0.35 at 0.9"), keep=9)
+    assert better.promoted and shop.live() == "v000008"
+
+
+@pytest.mark.parametrize("lost", ["version", "CURRENT", "name"])
+def test_where_all_that_was_live_is_damaged_only_force_lets_another_live(
+    lost: str, shop: Shop
+) -> None:
+    shop.publish(1.0, shop.judge())
+    damage(shop, "v000001")
+    if lost == "name":
+        (shop.root / "CURRENT").write_text("v00")
+    if lost == "CURRENT":
+        (shop.root / "CURRENT").unlink()
+    found = shop.publish(0.0, shop.judge(BETTER))
+    assert [one.verdict for one in found.outcomes] == ["nothing to compare with"]
+    assert not found.promoted and "no other that was live is whole" in found.sentences[0]
+    assert releases.live(shop.root) == ("v000001" if lost == "version" else None)
+    assert not shop.uses.exists()
+    force(shop, "v000002")
+    assert shop.live() == "v000002"
+
+
+def test_a_decision_of_a_version_that_is_not_live_any_more_is_none(shop: Shop) -> None:
+    for share in (0.1, 0.9, 0.5):
+        shop.publish(share, shop.judge())
+    stale = Decision(True, "v000001", "v000001")
+    before = releases.trace(shop.root)
+    releases.roll_back(shop.root)
+    with pytest.raises(DataError) as error:
+        conclude(shop.root, "v000003", stale, 3)
+    assert str(error.value) == (
+        "v000003 was let live while v000001 was, but by now v000002 is live in "
+        f"{shop.root}. Let embedsvc gate decide again."
     )
-    (shop.root / "v000002/golden.json").write_text("")
-    mended = shop.publish(0.0, shop.judge(BETTER))
-    assert mended.promoted and "the live version is damaged" in mended.outcomes[0].why
-    assert mended.compared_with is None and mended.live == "v000002"
+    assert shop.live() == "v000002" and len(releases.trace(shop.root)) == len(before) + 1
+
+
+def test_nothing_makes_a_damaged_version_live(shop: Shop) -> None:
+    for share in (0.1, 0.9):
+        shop.publish(share, shop.judge())
+    damage(shop, "v000001")
+    before = releases.trace(shop.root)
+    with pytest.raises(DataError, match=r"golden\.json has 0 bytes"):
+        force(shop, "v000001")
+    with pytest.raises(DataError, match=r"golden\.json has 0 bytes"):
+        releases.roll_back(shop.root)
+    with pytest.raises(DataError, match=r"golden\.json has 0 bytes"):
+        conclude(shop.root, "v000001", Decision(True, "v000002", None), 3)
+    assert shop.live() == "v000002" and releases.trace(shop.root) == before
+
+
+def road(shop: Shop, said: list[str]) -> Releases:
+    return Releases(shop.root, "shop.toml", 9, said.append)
+
+
+def test_what_conditions_kept_back_does_not_go_live_because_there_are_none_now(shop: Shop) -> None:
+    shop.publish(0.5, shop.judge(BETTER))
+    shop.publish(0.0, shop.judge(BETTER))
+    said: list[str] = []
+    for _ in range(2):
+        assert not road(shop, said).gate(shop.judge, None, force=False)
+    assert shop.live() == "v000001"
+    assert "gate: its conditions kept it back, and [gate] has none now to ask instead" in said
+    (shop.root / releases.TRACE).unlink()  # the card says it too
+    assert not road(shop, said).gate(shop.judge, None, force=False)
+    assert road(shop, said).gate(shop.judge, None, force=True) and shop.live() == "v000002"
+
+
+def test_a_version_that_goes_live_unasked_is_told_from_one_that_passed(shop: Shop) -> None:
+    shop.publish(0.5, shop.judge())
+    shop.publish(1.0, shop.judge(BETTER))
+    releases.roll_back(shop.root)
+    assert road(shop, []).gate(shop.judge, None, force=False) and shop.live() == "v000002"
+    kinds = [line.kind for line in releases.trace(shop.root)]
+    assert kinds == ["ungated", "decision", "rollback", "ungated"]
+
+
+def test_a_version_that_there_is_not_is_said_before_it_is_asked(shop: Shop) -> None:
+    shop.publish(0.5, shop.judge())
+    for forced in (False, True):
+        with pytest.raises(DataError) as error:
+            road(shop, []).gate(shop.judge, "v000009", force=forced)
+        assert str(error.value) == (f"{shop.root} has no version v000009. Did you mean v000001?")
 
 
 def test_of_nobody_to_ask_nothing_is_let_live(shop: Shop) -> None:
-    """The split is empty, and a mean of nothing is no number."""
+    """The split is empty, and a mean of nothing is no number; nor does it use the split up."""
     judge = shop.judge(BETTER, "changed@5 < 1", split="valid")
     shop.publish(1.0, judge)
     found = shop.publish(1.0, judge)
     assert [one.verdict for one in found.outcomes] == ["not enough users", "fail"]
     assert found.outcomes[0].value is None and found.outcomes[0].users == 0 and not found.promoted
     assert "no value" in found.outcomes[1].sentence
+    assert found.sentences[0] == (
+        "the valid split has no edges of likes; set graph.holdout and import again"
+    )
+    assert found.use is None and not shop.uses.exists()
 
 
 @pytest.mark.parametrize(

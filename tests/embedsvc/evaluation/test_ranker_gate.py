@@ -87,9 +87,9 @@ def test_a_label_that_the_live_ranker_lacks_is_nothing_to_compare_with(folder: P
     shutil.rmtree(folder / "run/ranker")
     both = gated(folder, ["like/user_auc: new - old > 0 +- 0.1 at 0.9"], {})
     both.train()
-    assert both.publish()
+    assert not both.publish() and published.current(both.published) == "v000001"
     [line] = releases.trace(both.published)[-1].conditions
-    assert line["verdict"] == "skipped"
+    assert line["verdict"] == "nothing to compare with"
     assert line["why"] == "v000001, which is live, has no label like"
 
 
