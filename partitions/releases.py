@@ -200,12 +200,12 @@ def kept(root: Path) -> set[str]:
 
 
 class TestSet(_Part):
-    """Held-out files by digest, and how often they may decide; see embedsvc.evaluation.gate."""
+    """What is held out, by digest, and how often it may decide; see embedsvc.evaluation.gate."""
 
     __test__ = False  # no test of pytest's
 
     digest: str
-    files: list[str]  # sha256 of each
+    files: list[str]  # sha256 of each; of a graph, its edges by relation too, however they lie
     uses: int = 0
     max_uses: int
     adaptivity: str
@@ -213,8 +213,8 @@ class TestSet(_Part):
 
 
 def uses_of(path: Path, files: Sequence[str]) -> list[TestSet]:
-    """Those that share a file with these: a graph that was appended to has its old test edges,
-    which have decided as often as before."""
+    """Those that share a file, or all edges of a relation, with these: a graph that was appended
+    to has its old test edges, which have decided as often as before."""
     return [one for one in _read(path) if set(one.files) & set(files)]
 
 

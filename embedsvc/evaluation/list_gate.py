@@ -4,14 +4,15 @@ Both are asked for the lists of the same askers, those of a split of the graph a
 they had before is left out of both. Whom the live version does not know gets an empty list of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from embedsvc.config import GateConfig
-from embedsvc.edge_ids import Ids
+from embedsvc.edge_ids import Ids, pairs_of
 from embedsvc.evaluation import gate, metrics
 from embedsvc.evaluation.conditions import CHANGED, USER_AUC, Condition, parse
 from embedsvc.evaluation.gate import Decision, Outcome, Plan, Sample
@@ -20,6 +21,7 @@ from embedsvc.evaluation.sources import OfVersion
 from embedsvc.release import Rival, counted, rival, ungated
 from partitions.errors import ConfigError, did_you_mean
 from partitions.graph import Graph
+from partitions.hashing import hash_edges, hash_keys
 from partitions.published import PublishedVersion
 
 
@@ -62,7 +64,7 @@ class ListGate:
             askers=askers,
             left_out=left_out,
         )
-        return counted(decision, self.uses, self.files(), self.config)
+        return counted(decision, self.uses, self.files(askers), self.config)
 
     def check(self, relations: Sequence[str]) -> list[Condition]:
         """The conditions, each with its relation. ConfigError for what lists of these can't be
@@ -110,15 +112,31 @@ class ListGate:
             if not count
         ]
 
-    def files(self) -> list[str]:
-        """Digests of the split's edges."""
-        entries = self.graph.manifest.edge_files.items()
-        return [
+    def files(self, relations: Iterable[str] = ()) -> list[str]:
+        """Digests of the split's edges: of each file, and of all edges of each of the relations,
+        which are the same however another import numbers, orders and partitions them."""
+        files = [
             file.sha256
-            for (split, _), files in entries
+            for (split, _), files in self.graph.manifest.edge_files.items()
             if split == self.config.split
             for file in files
         ]
+        contents = (content_of(self.graph, name, self.config.split) for name in relations)
+        return files + [content for content in contents if content]
+
+
+def content_of(graph: Graph, relation: str, split: str) -> str:
+    """What the edges of a split are, by key, in whatever order: the sum of their hashes, mod 2^64.
+    Empty where there are none."""
+    rel = graph.relation_id(relation)
+    ends = graph.relations[rel]
+    lhs_hashes, rhs_hashes = (hash_keys(graph.all_keys(name)) for name in (ends.lhs, ends.rhs))
+    name_hash = hash_keys(pa.array([relation]))
+    count, total = 0, np.uint64(0)
+    for _, lhs, rhs in pairs_of(graph, rel, [split]):
+        edges = hash_edges(0, lhs_hashes[lhs], name_hash.repeat(len(lhs)), rhs_hashes[rhs])
+        count, total = count + len(lhs), np.add.reduce(edges, initial=total)
+    return f"{relation}: {count} edges, {total:016x}" if count else ""
 
 
 @dataclass(frozen=True)

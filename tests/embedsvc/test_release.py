@@ -6,6 +6,7 @@ of people only, and the empty one of nobody.
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from embedsvc.config import GateConfig, ModelConfig, PublishConfig
 from embedsvc.evaluation.gate import Decision
-from embedsvc.evaluation.list_gate import ListGate
+from embedsvc.evaluation.list_gate import ListGate, content_of
 from embedsvc.publish import publish
 from embedsvc.release import conclude, resumed
 from embedsvc.release_road import Releases
@@ -71,10 +72,12 @@ def graph(make_graph: MakeGraph) -> Graph:
 class Shop:
     def __init__(self, graph: Graph, make: MakeTrained, folder: Path) -> None:
         self.graph, self._make, self.folder = graph, make, folder
+        self.first = graph
         self.root, self.uses = folder / "published", folder / releases.USES
 
     def judge(self, *conditions: str, **settings: Any) -> ListGate:
-        config = GateConfig(conditions=list(conditions), **settings)
+        # With "full" no figures are shown, and verdicts take more users.
+        config = GateConfig(conditions=list(conditions), **{"adaptivity": "none", **settings})
         return ListGate(self.graph, self.root, self.uses, config, ["likes"])
 
     def trained(self, share: float, graph: Graph | None = None) -> Trained:
@@ -195,6 +198,29 @@ def test_the_first_version_is_held_to_what_it_can_be(shop: Shop) -> None:
     assert not (shop.root / "CURRENT").exists() and published.versions(shop.root) == ["v000001"]
     assert shop.publish(1.0, shop.judge(*conditions)).promoted and shop.live() == "v000002"
     assert releases.before(shop.root) is None
+
+
+def test_the_same_held_out_edges_are_one_test_set_however_they_are_imported(
+    shop: Shop, make_graph: MakeGraph
+) -> None:
+    shop.publish(0.5, shop.judge(BETTER, max_uses=3))
+    assert shop.publish(1.0, shop.judge(BETTER, max_uses=3)).use == 1
+    first = content_of(shop.graph, "likes", "test")
+    assert first.startswith(f"likes: {2 * USERS} edges, ")
+    assert content_of(shop.graph, "likes", "valid") == ""
+
+    turned = {split: rows[::-1] for split, rows in edges().items()}
+    turned["train"] += [(f"u9-{n}", "likes", "i0-1") for n in range(50)]  # who came since
+    shop.graph = make_graph(turned, RELATIONS, {"user": 3})
+    again = shop.judge(BETTER, max_uses=3)
+    assert not set(again.files()) & set(ListGate.files(replace(again, graph=shop.first)))
+    assert content_of(shop.graph, "likes", "test") == first
+    assert shop.publish(1.0, again).use == 2
+
+    other = {**turned, "test": turned["test"][1:]}
+    shop.graph = make_graph(other, RELATIONS)
+    assert content_of(shop.graph, "likes", "test") != first
+    assert shop.publish(1.0, shop.judge(BETTER, max_uses=3)).use == 1
 
 
 def test_limits_need_no_labels_and_use_nothing_up(shop: Shop) -> None:
@@ -423,7 +449,7 @@ def test_where_there_are_lists_of_several_relations_a_condition_names_one(shop: 
     several = ListGate(shop.graph, shop.root, shop.uses, GateConfig(conditions=[BETTER]))
     with pytest.raises(ConfigError, match=r"lists of likes, is like: name one, such as likes/hit_"):
         shop.publish(1.0, several)
-    named = GateConfig(conditions=[f"likes/{BETTER}", "is like/changed@5 < 0.5"])
+    named = GateConfig(conditions=[f"likes/{BETTER}", "is like/changed@5 < 0.5"], adaptivity="none")
     with_both = ListGate(shop.graph, shop.root, shop.uses, named)
     shop.publish(0.0, with_both)
     found = shop.publish(1.0, with_both)
