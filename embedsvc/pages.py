@@ -22,7 +22,8 @@ _ROW, _LABEL = 22, 190  # of a row of dots: height, and room for its label
 _MAP = 640  # a map's side, in pixels
 _DRAWN = 1_000  # most points of a line that say their value
 NUM_COLOURS = 8
-_ODD = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
+_TURNS = "\u202a-\u202e\u2066-\u2069"  # the direction of the text after it
+_ODD = re.compile(f"[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f{_TURNS}\ud800-\udfff\ufffe\uffff]")
 
 
 class WithInterval(Protocol):
@@ -39,7 +40,8 @@ class WithInterval(Protocol):
 
 
 def escaped(text: object) -> str:
-    """As HTML shows it, inside of quotes too; what neither HTML nor XML may hold becomes U+FFFD."""
+    """As HTML shows it, inside of quotes too. What neither HTML nor XML may hold becomes U+FFFD,
+    and what would turn round the text after it."""
     return html.escape(_ODD.sub("\ufffd", str(text)))
 
 

@@ -83,6 +83,13 @@ def test_a_key_can_be_read_and_looked_for_as_it_was() -> None:
     assert f"{key}, 3 edges" in Reader(text).text
 
 
+@pytest.mark.parametrize("control", [*"\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"])
+def test_no_key_turns_round_the_text_after_it(control: str) -> None:
+    shown = everything(f"a{control}b")
+    assert control not in shown and "a\ufffdb" in shown
+    assert "\u05d0\u05d1" in everything("\u05d0\u05d1")  # Hebrew needs no control
+
+
 def test_a_page_fetches_nothing_and_says_that_nothing_may_be_fetched() -> None:
     text = everything("key")
     assert not re.search(r"https?://|<link|<img|<iframe|@import|url\(|src=|href=", text)

@@ -142,7 +142,8 @@ def test_keys_of_any_kind_are_shown_as_text(make: Callable[..., Trained], tmp_pa
     plain = page_of(evaluated(make("k", name="b"), ["bought"]), tmp_path)
     assert {*Reader(hostile).tags} == {*Reader(plain).tags}
     assert Reader(hostile).tags.count("script") == Reader(hostile).tags.count("style") == 1
-    assert any(text.startswith(HOSTILE + "u") for text in Reader(hostile).text)
+    start = HOSTILE.replace("\u202e", "\ufffd") + "u"
+    assert any(text.startswith(start) for text in Reader(hostile).text)
     for svg in re.findall(r"<svg.*?</svg>", hostile, re.DOTALL):
         ElementTree.fromstring(svg)
 
