@@ -145,9 +145,10 @@ class Evaluation:
 
     def classify(self, labels: Labels, config: ClassifyConfig) -> None:
         if labels.num_unknown:
+            more = ", ..." * (labels.num_unknown > len(labels.first_unknown))
             self._say(
                 f"left out {labels.num_unknown:,} keys of {config.labels}: the graph has no such "
-                f"{config.type}"
+                f"{config.type} ({', '.join(map(repr, labels.first_unknown))}{more})"
             )
         vectors = self._trained.gather(config.type, labels.ids).double().numpy()
         with rows_bar(self._console, "regressions") as bar:
@@ -156,6 +157,11 @@ class Evaluation:
             found = classify(vectors, labels, config, split, done)
         self.result["classify"] = asdict(found)
         self._console.print(tables.classify_table(found, config.type))
+        if found.num_unscored:
+            self._say(
+                f"left out {found.num_unscored:,} labelled {config.type} whose vectors are not "
+                "finite. Train again, with a smaller train.lr."
+            )
 
     def write_report(self, path: Path, root: Path) -> None:
         """root: the published versions, of which the live one is compared with."""

@@ -15,7 +15,7 @@ Letters: U labelled entities, J judged ones, L labels, D dimension.
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Progress = Callable[[int], None]  # regressions fitted since the last call
 
+_NAMED = 3  # keys that the graph does not have
 _MOST_STEPS = 1000  # of one regression's solver: it stops at some dozens
 
 
@@ -50,6 +51,7 @@ class Labels:
     held: Bools  # [U, L]
     num_unknown: int  # keys of the files that the graph does not have
     digest: str = ""  # of the files: sha256
+    first_unknown: tuple[str, ...] = ()  # some of these keys
 
     @staticmethod
     def read(config: ClassifyConfig, data: Path, trained: Trained) -> "Labels":
@@ -75,13 +77,13 @@ class Labels:
         found = _Rows(pa.concat_arrays(keys), pa.concat_arrays(labels), config.separator)
         places = _places(graph.all_keys(name), found.keys)
         known = places >= 0
-        num_unknown = len(found.keys.filter(pa.array(~known)).unique())
+        unknown = found.keys.filter(pa.array(~known)).unique()
         if not known.any():
             raise DataError(
                 f"No key of {config.labels} is a {name} of {graph.path}. Mend the file, or set "
                 "eval.classify.columns or type."
             )
-        names, label = np.unique(found.labels[known], return_inverse=True)
+        names, label = _coded(found.labels.filter(pa.array(known)))
         if len(names) < 2:
             raise DataError(
                 f"{config.labels} gives every {name} of {graph.path} the label {names[0]}: nothing "
@@ -90,10 +92,18 @@ class Labels:
         ids, row = np.unique(places[known], return_inverse=True)
         held = np.zeros((len(ids), len(names)), np.bool_)
         held[row, label] = True
-        return Labels(ids, tuple(map(str, names)), held, num_unknown, digest.hexdigest())
+        some = tuple(unknown[:_NAMED].to_pylist())
+        return Labels(ids, names, held, len(unknown), digest.hexdigest(), some)
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def take(self, rows: Bools) -> "Labels":
+        """Some of the entities, and the labels that these have."""
+        held = self.held[rows]
+        had: Bools = np.asarray(held.any(axis=0))
+        names = tuple(name for name, kept in zip(self.names, had, strict=True) if kept)
+        return replace(self, ids=self.ids[rows], names=names, held=held[:, had])
 
     @property
     def is_binary(self) -> bool:
@@ -121,20 +131,29 @@ class NodesReport:
     repeats: int
     split: str
     shares: tuple[ShareReport, ...]
+    num_unscored: int = 0  # with a label, left out as their vectors are not finite
 
 
 class _Rows:
     """A key and a label each."""
 
     def __init__(self, keys: pa.Array, labels: pa.Array, separator: str | None) -> None:
-        texts = labels.to_pylist()
-        if separator is None:
-            self.keys, self.labels = keys, np.array(texts, np.str_)
-            return
-        parts = [[part for part in text.split(separator) if part] for text in texts]
-        row = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-        self.keys = keys.take(pa.array(row))
-        self.labels = np.array([part for several in parts for part in several], np.str_)
+        self.keys, self.labels = keys, labels.cast(pa.large_string())
+        if separator is not None:
+            parts = pc.split_pattern(self.labels, separator)
+            row, labels = pc.list_parent_indices(parts), pc.list_flatten(parts)
+            given = pc.not_equal(labels, "")
+            self.keys, self.labels = keys.take(row.filter(given)), labels.filter(given)
+
+
+def _coded(labels: pa.Array) -> tuple[tuple[str, ...], NDArray[np.int64]]:
+    """The distinct labels, sorted, and the place there of each; a long one is kept once."""
+    encoded = labels.dictionary_encode()
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    names = encoded.dictionary.take(pa.array(order)).to_pylist()
+    return tuple(names), place[encoded.indices.to_numpy(zero_copy_only=False)]
 
 
 def _places(known: pa.Array, keys: pa.Array) -> NDArray[np.int64]:
@@ -155,6 +174,14 @@ def classify(
     looks at no label that "test" judges by; for choosing settings."""
     if split == "train":
         raise ConfigError("[eval.classify] judges eval.split = test or valid: choose one of them.")
+    finite: Bools = np.asarray(np.isfinite(vectors).all(axis=1))
+    if num_unscored := int(np.sum(~finite)):
+        vectors, labels = vectors[finite], labels.take(finite)
+        if len(labels.names) < 2:
+            raise DataError(
+                f"The vectors of {num_unscored:,} labelled {config.type} are not finite, and the "
+                "others have fewer than two labels. Train again, with a smaller train.lr."
+            )
     shares = []
     for share in config.shares:
         found = []
@@ -181,6 +208,7 @@ def classify(
         config.repeats,
         split,
         tuple(shares),
+        num_unscored,
     )
 
 

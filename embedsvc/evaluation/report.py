@@ -7,6 +7,7 @@ graph but for one pass over edges (degrees) and one over vectors a type (neighbo
 and lists of the live version are of seeded samples.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -59,10 +60,20 @@ class Evaluated:
 
 
 def write(path: Path, title: str, found: Evaluated, live: Path) -> Path:
-    """live: the folder of published versions, whether or not there are any."""
+    """live: the folder of published versions, whether or not there are any. The page names the
+    digest of the JSON that goes beside it: see `is_of`."""
     with durable.replacing(path) as file:
         file.write(page(title, found, live, path.parent).encode())
     return path
+
+
+def is_of(path: Path, figures: bytes) -> bool:
+    """Whether the page at `path` shows an evaluation whose JSON file holds `figures`."""
+    return path.exists() and _digest(figures) in path.read_text(errors="replace")
+
+
+def _digest(figures: bytes) -> str:
+    return hashlib.sha256(figures).hexdigest()
 
 
 def page(title: str, found: Evaluated, live: Path, checkpoint: Path) -> str:
@@ -99,6 +110,7 @@ def _summary(found: Evaluated) -> dict[str, str]:
         f"{graph.num_edges('test'):,} test",
         "judged by": f"the {split} split",
         "checkpoint": f"{str(result['checkpoint'])[:12]}, of graph {str(result['graph'])[:12]}",
+        "figures": f"sha256 {_digest(durable.json_bytes(durable.without_nan(result)))}",
     }
     if skipped := _skipped(found):
         facts["left out"] = "; ".join(skipped)
@@ -305,6 +317,8 @@ def _labels_parts(result: Mapping[str, Any]) -> Iterator[str]:
     ]
     if found["num_unknown"]:
         said.append(f"{found['num_unknown']:,} keys with labels are not in the graph")
+    if found.get("num_unscored"):
+        said.append(f"{found['num_unscored']:,} left out, as their vectors are not finite")
     yield pages.note("; ".join(said) + ".")
     names = [name for name in ("micro_f1", "macro_f1", "auc") if found["shares"][0][name]]
     rows = [

@@ -20,6 +20,7 @@ from embedsvc.evaluation.nodes import (
     Bools,
     Floats,
     Labels,
+    _coded,
     classify,
     f1_scores,
     most_probable,
@@ -184,6 +185,29 @@ def test_what_can_not_be_judged_is_one_sentence() -> None:
         classify(vectors, labels, CONFIG, "train")
 
 
+def test_who_has_no_finite_vector_is_left_out_and_counted() -> None:
+    vectors, labels = planted(np.random.default_rng(8), 80, 5)
+    labels.held[:, 0] = True
+    labels.held[:, 4] = False
+    labels.held[7, 4] = True  # a label that nobody else has
+    odd = vectors.copy()
+    odd[7, 2], odd[9, 0] = np.nan, np.inf
+    kept = np.setdiff1d(np.arange(80), [7, 9])
+    names = labels.names[:4]
+    rest = replace(labels, ids=kept, held=labels.held[kept][:, :4], names=names)
+    found = classify(odd, labels, CONFIG, "test")
+    assert found.num_unscored == 2 and found.num_nodes == 78 and found.num_labels == 4
+    assert replace(found, num_unscored=0) == classify(vectors[kept], rest, CONFIG, "test")
+    with pytest.raises(DataError, match=r"vectors of 80 labelled node are not finite"):
+        classify(vectors * np.nan, labels, CONFIG, "test")
+
+
+@given(st.lists(st.text(), min_size=1))
+def test_labels_are_numbered_in_their_order(texts: list[str]) -> None:
+    names, place = _coded(pa.array(texts, pa.large_string()))
+    assert list(names) == sorted(set(texts)) and [names[at] for at in place] == texts
+
+
 # --- from a config --------------------------------------------------------------------------------
 
 CLIQUE = 12
@@ -282,7 +306,7 @@ def test_keys_that_the_graph_lacks_are_counted_and_said(
     )["classify"]
     assert found["num_unknown"] == 2 and found["num_nodes"] == 2 * CLIQUE
     said = capsys.readouterr().out
-    assert "left out 2 keys of labels.parquet: the graph has no such node" in said
+    assert "2 keys of labels.parquet: the graph has no such node ('nobody', 'no one')" in said
 
 
 def test_a_node_may_have_several_labels_in_a_row_or_in_rows(trained: Path) -> None:
