@@ -261,7 +261,8 @@ class Road:
             settings["classify"]["sha256"] = labels.digest
         for name in (EVALUATION, EVALUATION_OF_SOME) if if_needed else ():
             found = self._metrics_of(trained.digest, name)
-            if found.get("settings") == settings and found.get("graph") == trained.graph.digest:
+            same = found.get("settings") == settings and found.get("graph") == trained.graph.digest
+            if same and self._has_page(name, config):
                 self._say(f"eval: {self.folders.checkpoint / name} is up to date")
                 return found
         self._check_relations([relation.name for relation in trained.graph.relations])
@@ -286,12 +287,19 @@ class Road:
         result["seconds"] = round(time.perf_counter() - start, 2)
         self._say(f"eval: {result['seconds']:.1f} s")
         path = self._place_of(trained, config, through)
-        durable.write_json(path, durable.without_nan(result))
-        if config.report and through is None:
+        if config.report and through is None:  # first: figures that are there have their page
             evaluation.write_report(path.with_suffix(".html"), self.folders.published)
+        durable.write_json(path, durable.without_nan(result))
         for verdict in filter(None, verdicts):
             self._say(f"eval: {verdict}")
         return result
+
+    def _has_page(self, name: str, config: EvalConfig) -> bool:
+        """Whether the evaluation's page is of its JSON, where there should be one."""
+        from embedsvc.evaluation.report import is_of
+
+        path = self.folders.checkpoint / name
+        return not config.report or is_of(path.with_suffix(".html"), path.read_bytes())
 
     def _place_of(self, trained: "Trained", config: EvalConfig, through: str | None) -> Path:
         """Where an evaluation with these settings is kept; what is of some never takes the place of
@@ -351,7 +359,12 @@ class Road:
             raise ConfigError(f"The checkpoint learnt no relation {name}. {hint}")
         if not k >= 1:
             raise ConfigError(f"-k {k}: lists have at least 1 place.")
-        lhs_type = trained.graph.relations[trained.graph.relation_id(name)].lhs
+        _check_folder_of(to)
+        ends = trained.graph.relations[trained.graph.relation_id(name)]
+        if k > (num_rhs := trained.graph.num_entities(ends.rhs)):
+            self._say(f"recommend-all: lists of {num_rhs:,}, as there are no more {ends.rhs}")
+            k = num_rhs
+        lhs_type = ends.lhs
         num, start = trained.graph.num_entities(lhs_type), time.perf_counter()
         with rows_bar(self.console, "lists") as bar:
             task = bar.add_task(f"recommend {name}", total=num)
@@ -570,6 +583,14 @@ class _Sources:
 def _is_of_some(settings: dict[str, Any]) -> bool:
     """Whether an evaluation with these settings leaves out edges of its split."""
     return settings.get("relations") is not None or settings.get("max_edges") is not None
+
+
+def _check_folder_of(file: Path) -> None:
+    """Before work that would end there."""
+    if not file.absolute().parent.is_dir():
+        raise ConfigError(
+            f"--to {file}: the folder {file.parent} does not exist. Make it, or choose another."
+        )
 
 
 def _counted(number: int, noun: str) -> str:

@@ -4,7 +4,8 @@
     lhs, place: int32 (1 is best), rhs, score                           long = true: a row a place
 
 Exact, over all rhs but those that the lhs has an edge to in any split. Rows are in the order of
-ids. Memory is bounded by blocks of askers, what these had, and tables of one partition.
+ids. Memory is bounded by blocks of askers, what these had, tables of one partition, and the keys of
+all rhs.
 """
 
 from collections.abc import Iterator
@@ -34,10 +35,12 @@ def write_all(
     long: bool = False,
     progress: Progress = lambda answered: None,
 ) -> int:
-    """Returns the number of places that stayed empty, since there was nothing left to list."""
+    """Returns the number of places that stayed empty, since there was nothing left to list. k: more
+    than there are rhs is as many as there are."""
     graph = trained.graph
     ends = graph.relations[graph.relation_id(relation)]
     names = graph.all_keys(ends.rhs)
+    k = min(k, len(names))
     empty = 0
     with durable.replacing(to) as file, pq.ParquetWriter(file, _schema(long)) as writer:
         for keys, found in _blocks(trained, relation, k):

@@ -1,5 +1,6 @@
 """The whole road through the console command, and everything a person can get wrong on it."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -194,6 +195,21 @@ def test_running_the_road_again_does_nothing_twice(copy: Path, run: Run) -> None
                  "publish: .*up to date", "done in"):  # fmt: skip
         assert re.search(line, again.stdout), line
     assert snapshot(copy) == before
+
+
+@pytest.mark.parametrize("page", [None, "of something else"])
+def test_figures_without_their_page_are_not_up_to_date(
+    copy: Path, run: Run, page: str | None
+) -> None:
+    path = copy / "run/checkpoint/evaluation.html"
+    path.unlink()
+    if page is not None:
+        path.write_text(page)
+    again = run(copy, "run", "graph.toml")
+    assert again.returncode == 0, again.stderr
+    assert "evaluation.json is up to date" not in again.stdout
+    figures = (copy / "run/checkpoint/evaluation.json").read_bytes()
+    assert hashlib.sha256(figures).hexdigest() in path.read_text()
 
 
 def test_a_graph_that_grew_is_said_where_training_has_no_epoch_left(copy: Path, run: Run) -> None:

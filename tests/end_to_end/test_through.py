@@ -102,7 +102,7 @@ def test_lists_of_everybody_are_those_that_are_judged(run: Run, shop: Path, tmp_
     [
         (["--to", "x.parquet", "--relation", "buy"], "Did you mean buys?"),
         (["--to", "x.parquet", "-k", "0"], "at least 1 place"),
-        (["--to", "nowhere/x.parquet"], "nowhere"),
+        (["--to", "nowhere/x.parquet"], "the folder nowhere does not exist"),
     ],
 )
 def test_a_wrong_job_is_one_sentence(

@@ -68,6 +68,18 @@ def test_everybody_gets_the_best_of_what_they_have_not_had(
     assert rows == [(u, at, i) for u in keys for at, i in enumerate(wanted[u], 1)]
 
 
+def test_more_places_than_there_are_items_take_no_memory(
+    make_graph: MakeGraph, make_trained: MakeTrained, tmp_path: Path
+) -> None:
+    trained = make_trained(
+        make_graph(edges(), {"buys": ("user", "item")}), ModelConfig(dim=DIM), numbers
+    )
+    to, few = tmp_path / "lists.parquet", tmp_path / "few.parquet"
+    empty = write_all(trained, "buys", to, 10**9)
+    assert empty == write_all(trained, "buys", few, NUM_ITEMS) > 0
+    assert pq.read_table(to).equals(pq.read_table(few))
+
+
 def test_a_job_that_fails_leaves_the_file_that_was_there(
     make_graph: MakeGraph, make_trained: MakeTrained, tmp_path: Path
 ) -> None:
