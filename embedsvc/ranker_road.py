@@ -156,6 +156,9 @@ class RankerRoad:
             )
 
     def _print(self, result: dict[str, Any]) -> None:
+        from embedsvc import pages
+        from embedsvc.evaluation.significance import Interval
+
         title = f"{result['rows']:,} {result['split']} rows"
         table = Table(title=title, box=SIMPLE_HEAD, padding=0)
         columns = ("", "AUC", "95 %", "log loss", "of share", "calib.", "ECE", "by user")
@@ -175,6 +178,13 @@ class RankerRoad:
                 gauc,
             )
         self.console.print(table)
+        for name, row in result["labels"].items():
+            if "user_auc" in row:
+                of = Interval(*(row[f"user_auc{end}"] for end in ("", "_low", "_high")))
+                self._say(
+                    f"eval: {name}/user_auc {pages.spread(of)}: the mean of "
+                    f"{row['user_auc_users']:,} users' own AUC, each once, as [gate] has it"
+                )
         self._say(f"eval: {result['seconds']:.1f} s")
 
     def export(self, to: Path, format: str | None, entity_type: str | None) -> list[Path]:

@@ -69,7 +69,7 @@ def row_parts(row: RowChange) -> Iterator[str]:
     if row.users is not None:
         units = f"{row.rows:,} rows of {row.users:,} users; intervals draw users"
     yield pages.note(f"{units}. A lower log loss is better.")
-    rows = {"AUC": row.auc, "log loss": row.log_loss}
+    rows = row.figures
     yield pages.table(
         ("", "old", "new", "difference"),
         [(name, *map(pages.spread, intervals)) for name, intervals in rows.items()],

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from embedsvc.edge_ids import Ids
 from embedsvc.evaluation import clicks
 from embedsvc.evaluation.lists import Asked, Judged
-from embedsvc.evaluation.significance import Interval, holm, paired_each
+from embedsvc.evaluation.significance import Interval, holm, intervals, paired_each
 
 Floats = NDArray[np.float64]
 Keys = Any  # pa.Array or pa.ChunkedArray of text
@@ -91,6 +91,13 @@ class RowChange:
     auc: tuple[Interval, Interval, Interval]  # old, new, new - old
     log_loss: tuple[Interval, Interval, Interval]  # lower is better
     moved: float  # mean of |new - old| probability
+    user_auc: tuple[Interval, Interval, Interval] | None = None  # None where users have none
+
+    @property
+    def figures(self) -> dict[str, tuple[Interval, Interval, Interval]]:
+        """By the name that people read."""
+        found = {"AUC": self.auc, "log loss": self.log_loss}
+        return found if self.user_auc is None else {**found, "user_auc": self.user_auc}
 
 
 def changes_of(old: Judged, new: Judged, asked: Asked) -> ListChange:
@@ -232,4 +239,12 @@ def row_change(label: str, old: clicks.Clicks, new: clicks.Clicks) -> RowChange:
     auc, log_loss = (
         (values[1], values[0], less[0]) for values, less in (found["auc"], found["log_loss"])
     )
-    return RowChange(label, len(new), users, auc, log_loss, moved)
+    return RowChange(label, len(new), users, auc, log_loss, moved, _user_auc(old, new))
+
+
+def _user_auc(old: clicks.Clicks, new: clicks.Clicks) -> tuple[Interval, Interval, Interval] | None:
+    before, after = (clicks.user_auc(each) for each in (old, new))
+    if before is None or after is None:
+        return None
+    was, now, less = intervals(np.stack([before, after, after - before], axis=1))
+    return was, now, less

@@ -170,6 +170,15 @@ def auc_by_user(clicks: Clicks) -> tuple[Floats, NDArray[np.int64]]:
     return won[pairs > 0] / pairs[pairs > 0], rows
 
 
+def user_auc(clicks: Clicks) -> Floats | None:
+    """The AUC of each user's own rows, whose mean a release gate goes by, each user counting once;
+    None where no user has one, or users are not known, or a probability is not a number."""
+    if clicks.user is None or not len(clicks) or np.isnan(clicks.probability).any():
+        return None
+    found = auc_by_user(clicks)[0]
+    return found if len(found) else None
+
+
 def paired_auc(
     scores: Sequence[Floats],
     label: Floats,

@@ -137,7 +137,7 @@ def tables(found: Comparison) -> Iterator[Table | str]:
     for row in found.rows:
         users = "" if row.users is None else f" of {row.users:,} users"
         table = _table(f"{row.rows:,} rows{users}: {row.label}", "value", "95 % interval")
-        for name, intervals in (("AUC", row.auc), ("log loss", row.log_loss)):
+        for name, intervals in row.figures.items():
             for which, one_ in zip(("old", "new", "new - old"), intervals, strict=True):
                 value, low, high = map(pages.number, (one_.value, one_.low, one_.high))
                 table.add_row(f"{name} {which}", value, f"[{low}, {high}]")

@@ -2,7 +2,7 @@
 
 Both score the rows of a split as they are served: raw rows, by the published encoders and graph.
 The figure is user_auc, the mean of each user's own AUC, each user counting once; who has rows of
-one kind only has none. (embedsvc eval prints the mean by rows, GAUC.)
+one kind only has none. (embedsvc eval prints it, too, and beside it the mean by rows, GAUC.)
 """
 
 from dataclasses import dataclass, replace

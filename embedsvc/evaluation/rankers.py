@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from embedsvc.evaluation import clicks
 from embedsvc.evaluation.clicks import Clicks
+from embedsvc.evaluation.significance import interval
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import examples
 from embedsvc.ranking.trained import TrainedRanker
@@ -19,6 +20,7 @@ _BASELINE = "share of ones"  # said of every row
 
 
 Probabilities = Callable[[pa.RecordBatch], NDArray[np.float64]]  # rows as they come -> [n, T]
+_DRAWS = 200  # of users, for an interval
 USER_BINS = 20  # of the histogram of AUC by user
 
 
@@ -34,7 +36,8 @@ def judge(
 
 def report_of(num_rows: int, found: Mapping[str, Clicks]) -> dict[str, Any]:
     """By label: what clicks.report says of the model and of saying the share of ones of every row,
-    and the interval of the model's AUC; its calibration curve, and how many users have which AUC.
+    and the interval of the model's AUC; user_auc where users are known; its calibration curve, and
+    how many users have which AUC.
     """
     return {"rows": num_rows, "labels": {name: _of_task(one) for name, one in found.items()}}
 
@@ -83,8 +86,12 @@ def _of_task(one: Clicks) -> dict[str, Any]:
     said = asdict(clicks.report(one))
     if not np.isnan(said["auc"]):
         whose = np.arange(len(one)) if one.user is None else one.user
-        (interval,), _ = clicks.paired_auc([one.probability], one.label, whose, weight=one.weight)
-        said["auc_low"], said["auc_high"] = interval.low, interval.high
+        (drawn,), _ = clicks.paired_auc([one.probability], one.label, whose, weight=one.weight)
+        said["auc_low"], said["auc_high"] = drawn.low, drawn.high
+    if (each := clicks.user_auc(one)) is not None:
+        of_users = interval(each, _DRAWS)
+        said |= {"user_auc": of_users.value, "user_auc_users": len(each)}
+        said |= {"user_auc_low": of_users.low, "user_auc_high": of_users.high}
     said["log_loss_of_share"] = float("nan")
     if one.weight.sum() > 0:
         share = np.full(len(one), np.average(one.label, weights=one.weight))

@@ -60,6 +60,9 @@ def test_the_figure_is_that_of_what_is_served(folder: Path) -> None:
     assert outcome["users"] == 15 and outcome["verdict"] == "pass"
     assert card["gate"]["askers"] == {"click": 15} and card["gate"]["use"] == 1
     assert card["data"]["training_rows"] == 4000
+    shown = made.evaluate()["labels"]["click"]
+    assert shown["user_auc"] == pytest.approx(np.mean(each), abs=1e-5) and shown["user_auc_users"]
+    assert shown["user_auc_low"] < shown["user_auc"] < shown["user_auc_high"]
 
 
 def test_a_worse_ranker_stays_unpublished_and_can_be_forced_and_taken_back(folder: Path) -> None:

@@ -108,6 +108,10 @@ def test_since_the_live_version_is_that_comparison(
     text = ranker_report.page("A run", shown, first.published, tmp_path)
     before = clicks_of_version(opened(first.published, ""), second.config, "test")
     row = changes.row_change("click", before["click"], said["click"])
+    assert row.user_auc is not None and list(row.figures) == ["AUC", "log loss", "user_auc"]
+    was, now, less = row.user_auc
+    assert now.value == clicks.auc_by_user(said["click"])[0].mean()
+    assert less.value == pytest.approx(now.value - was.value) and less.low <= less.high
     less = row.auc[2]
     assert f"{less.value:.4f} [{less.low:.4f}, {less.high:.4f}]" in text
 
