@@ -53,6 +53,23 @@ def of_split(graph: Graph, split: str) -> EdgeIds:
     )
 
 
+def repeated(graph: Graph, edges: EdgeIds, splits: Sequence[str]) -> NDArray[np.bool_]:
+    """Of each edge, whether these splits have it too; memory follows a bucket and `edges`."""
+    lhs, rhs = np.unique(edges.lhs), np.unique(edges.rhs)
+
+    def codes(some: EdgeIds) -> Ids:
+        at = some.rel * len(lhs) + np.searchsorted(lhs, some.lhs)
+        return at * len(rhs) + np.searchsorted(rhs, some.rhs)
+
+    wanted, found = codes(edges), np.zeros(len(edges), np.bool_)
+    for split in splits:
+        for bucket in graph.buckets(split):
+            part = of_bucket(graph, split, bucket)
+            part = part.take(np.isin(part.lhs, lhs) & np.isin(part.rhs, rhs))
+            found |= np.isin(wanted, codes(part))
+    return found
+
+
 def pairs_of(
     graph: Graph, rel: int, splits: Sequence[str], lhs: tuple[int, int] | None = None
 ) -> Iterator[tuple[str, Ids, Ids]]:

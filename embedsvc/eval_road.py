@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from embedsvc.config import ClassifyConfig, EvalConfig
-from embedsvc.edge_ids import EdgeIds
+from embedsvc.edge_ids import EdgeIds, repeated
 from embedsvc.evaluation import report, tables
 from embedsvc.evaluation.links import LinkRanks, rank_links, sample, train_degrees
 from embedsvc.evaluation.links import report as links_report
@@ -29,6 +29,7 @@ from embedsvc.evaluation.sampled import sample_links
 from embedsvc.evaluation.served import Client, OfServer, gap_between
 from embedsvc.evaluation.sources import OfCheckpoint, OfPopularity
 from embedsvc.trained import Trained
+from embedsvc.training.askers import known_before
 from partitions import published
 from partitions.errors import DataError
 from partitions.progress import rows_bar
@@ -66,6 +67,8 @@ class Evaluation:
                 names = [relation.name for relation in graph.relations]
                 found = links_report(self._ranked[0], names, degrees, self._config.ties)
         found["other_relations"] = other_relations
+        before = known_before(self._config.split) if self._config.split != "train" else ()
+        found["repeats"] = int(np.sum(repeated(graph, edges, before)))
         table = tables.links_table if sampled is None else tables.sampled_links_table
         self._console.print(table(found, self._config.split))
         for line in tables.links_notes(found):

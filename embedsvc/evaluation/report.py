@@ -242,6 +242,11 @@ def _links_parts(found: Evaluated, ranks: links.LinkRanks, degrees: Ids) -> Iter
         f"Each end among all entities of its type; what completes another known edge is left out; "
         f"{ties} ties. Intervals are over edges, both ends of one averaged first."
     )
+    if repeats := found.result["links"].get("repeats"):
+        yield pages.note(
+            f"{repeats:,} are edges of a split before, too: ranks reward that they are learnt by "
+            "heart; lists leave such items out."
+        )
     other: links.Ties = "pessimistic" if ties == "realistic" else "realistic"
     both = ranks.both(ties)
     rows = {

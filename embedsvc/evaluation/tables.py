@@ -108,6 +108,11 @@ def links_notes(report: Numbers) -> list[str]:
             f"{report['sampled_short']:,} ends had fewer drawn candidates than asked for, as most "
             "complete a known edge"
         )
+    if report.get("repeats"):
+        notes.append(
+            f"{report['repeats']:,} of {report['edges']:,} edges are edges of a split before, too: "
+            "these ranks reward that they are learnt by heart; lists leave such items out"
+        )
     return notes
 
 

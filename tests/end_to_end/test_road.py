@@ -184,6 +184,7 @@ def test_links_are_reported_filtered_and_raw_and_with_their_intervals(road: Road
     assert links["intervals"]["mrr"]["low"] < links["mrr"] < links["intervals"]["mrr"]["high"]
     assert sum(band["ranks"] for band in links["by_degree"]) == 2 * links["edges"]
     assert links["nan_edges"] == links["nan_candidates"] == links["other_relations"] == 0
+    assert 0 <= links["repeats"] <= links["edges"]
     assert "95 % from" in road.answers["eval"].stdout
 
 

@@ -13,7 +13,7 @@ from embedsvc.evaluation.links import report as links_report
 from embedsvc.evaluation.nodes import NodesReport, ShareReport
 from embedsvc.evaluation.recommend import RecommendReport
 from embedsvc.evaluation.significance import FEWEST, interval, paired
-from embedsvc.evaluation.tables import classify_table, links_table, lists_table
+from embedsvc.evaluation.tables import classify_table, links_notes, links_table, lists_table
 
 ODD = "a[/b] [red]c"
 
@@ -44,6 +44,13 @@ def test_a_name_with_brackets_is_shown_as_it_is(name: str) -> None:
     assert name in shown(classify_table(nodes, name))
     lists = RecommendReport(name, 5, 0, *[math.nan] * 5)
     assert name in shown(lists_table(asdict(lists)))
+
+
+def test_edges_that_were_known_before_are_told() -> None:
+    found = link_report(30, ["buys"])
+    assert links_notes(found) == links_notes(found | {"repeats": 0}) == []
+    [note] = links_notes(found | {"repeats": 12})
+    assert note.startswith("12 of 30 edges are edges of a split before, too")
 
 
 @pytest.mark.parametrize(("units", "has_one"), [(FEWEST - 1, False), (FEWEST, True)])
