@@ -234,8 +234,8 @@ def parse_manifest(text: bytes, name: str = MANIFEST) -> Manifest:
 
 def open_version(root: Path, name: str | None = None) -> PublishedVersion:
     """A version read from disk, memory-mapped; unset: the live one."""
-    manifest = read_manifest(root, name or current(root))
-    return PublishedVersion(manifest, disk(root / manifest.version))
+    name = name or current(root)
+    return PublishedVersion(read_manifest(root, name), disk(root / name))
 
 
 def whole_version(root: Path, name: str | None = None) -> PublishedVersion:

@@ -105,8 +105,8 @@ class RankerGate:
         """The new version waits: there is nothing to compare it with, and it is not at fault."""
         why = (
             f"{other.name}, which is live, can't score the rows of ranker.{self.config.split} as "
-            f"they are now, so that nothing is compared: {error} Give the rows back what it reads, or "
-            "let the new version live with --force."
+            f"they are now, so that nothing is compared: {error} Give the rows back what it reads, "
+            "or let the new version live with --force."
         )
         return Decision(
             False,
