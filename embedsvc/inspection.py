@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.bar import Bar
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from partitions.config import RunConfig, load
@@ -61,7 +62,7 @@ def _relations(graph: Graph) -> Table:
     counts = graph.manifest.relation_edges
     for at, relation in enumerate(graph.relations):
         numbers = [f"{counts[split][at]:,}" for split in SPLITS]
-        table.add_row(relation.name, relation.lhs, relation.rhs, *numbers)
+        table.add_row(escape(relation.name), relation.lhs, relation.rhs, *numbers)
     return table
 
 

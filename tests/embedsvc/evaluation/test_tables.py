@@ -1,19 +1,24 @@
 """Tables in a terminal: names as they are, and no interval where there is none to say."""
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 from rich.table import Table
 
+from embedsvc import inspection
+from embedsvc.evaluation import compare_page
 from embedsvc.evaluation.links import SIDES, LinkRanks, SideRanks
 from embedsvc.evaluation.links import report as links_report
 from embedsvc.evaluation.nodes import NodesReport, ShareReport
 from embedsvc.evaluation.recommend import RecommendReport
 from embedsvc.evaluation.significance import FEWEST, interval, paired
 from embedsvc.evaluation.tables import classify_table, links_notes, links_table, lists_table
+from partitions.graph import Graph
 
 ODD = "a[/b] [red]c"
 
@@ -44,6 +49,17 @@ def test_a_name_with_brackets_is_shown_as_it_is(name: str) -> None:
     assert name in shown(classify_table(nodes, name))
     lists = RecommendReport(name, 5, 0, *[math.nan] * 5)
     assert name in shown(lists_table(asdict(lists)))
+
+
+def test_a_relation_with_brackets_is_inspected_and_compared(
+    make_graph: Callable[..., Graph], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = [("a", ODD, "b")]
+    graph = make_graph({"train": odd}, {ODD: ("x", "x")})
+    inspection.show(graph.path)
+    said = capsys.readouterr().out
+    assert ODD in said
+    assert ODD in shown(compare_page._table(f"Top-5 lists of 1 for {ODD}", "old"))
 
 
 def test_edges_that_were_known_before_are_told() -> None:
