@@ -59,7 +59,8 @@ def test_a_relation_with_brackets_is_inspected_and_compared(
     inspection.show(graph.path)
     said = capsys.readouterr().out
     assert ODD in said
-    assert ODD in shown(compare_page._table(f"Top-5 lists of 1 for {ODD}", "old"))
+    title = shown(compare_page._table(f"Top-5 lists of 1 for {ODD}", "old"))
+    assert ODD in " ".join(title.split())  # a narrow table's title has lines
 
 
 def test_edges_that_were_known_before_are_told() -> None:
