@@ -21,7 +21,7 @@ from embedsvc.evaluation.gate import Decision, Plan, Sample
 from embedsvc.evaluation.rankers import numbered
 from embedsvc.ranking.config import RankerConfig
 from embedsvc.ranking.encoding import examples
-from embedsvc.release import Rival, counted, rival, ungated
+from embedsvc.release import counted, rival, ungated
 from partitions.errors import ConfigError, DataError, did_you_mean
 from partitions.features.columns import Where, column_of
 from partitions.published import PublishedVersion
@@ -58,7 +58,7 @@ class RankerGate:
                 scorers.append(_Scorer(self.root / live.name / FOLDER))
                 rows = self._rows(scorers)
             except _LiveFails as error:
-                return self._held(other, error)
+                return self._held(live.name, other.live, error)
         else:
             rows = self._rows(scorers)
         outcomes, users, left_out = [], {}, {}
@@ -101,16 +101,17 @@ class RankerGate:
                     )
         return rows
 
-    def _held(self, other: Rival, error: "_LiveFails") -> Decision:
+    def _held(self, name: str, live: str | None, error: "_LiveFails") -> Decision:
         """The new version waits: there is nothing to compare it with, and it is not at fault."""
+        which = "which is live" if name == live else "which it is compared with"
         why = (
-            f"{other.name}, which is live, can't score the rows of ranker.{self.config.split} as "
-            f"they are now, so that nothing is compared: {error} Give the rows back what it reads, "
-            "or let the new version live with --force."
+            f"{name}, {which}, can't score the rows of ranker.{self.config.split} as they "
+            f"are now, so that nothing is compared: {error} Give the rows back what it reads, or "
+            "let the new version live with --force."
         )
         return Decision(
             False,
-            other.live,
+            live,
             None,
             why=why,
             split=self.config.split,
