@@ -30,8 +30,9 @@ def lists_table(report: Numbers, *, by_history: bool = False) -> Table:
         table.add_section()
         for band in report["by_history"]:
             around = {end: band[f"recall_{end}"] for end in ("low", "high")}
-            label = f"recall of {band['num_lists']:,} with {band['events']} events"
-            table.add_row(label, f"{band['recall']:.4f}", interval(around), "")
+            label = f"recall, {band['events']} events known"
+            row = f"{band['recall']:.4f}", interval(around), f"of {band['num_lists']:,}"
+            table.add_row(label, *row)
     return table
 
 

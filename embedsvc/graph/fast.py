@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import scipy.linalg.cython_blas
 from numpy.typing import NDArray
+from scipy.linalg.blas import sgemm
 
 from embedsvc.compiled import jit
 from embedsvc.config import ModelConfig, TrainConfig
@@ -109,6 +110,9 @@ class FastStep:
     threads: int
     versus_all: bool = False  # each entity is a negative, in place of the other kinds
     halves: bool = False  # products of bfloat16
+
+    def __post_init__(self) -> None:
+        _reserve_blas()
 
     def __call__(
         self,
@@ -310,6 +314,15 @@ def one_blas_thread() -> Iterator[None]:
             _INSIDE.depth -= 1
             if not _INSIDE.depth:
                 blas.scipy_openblas_set_num_threads(_INSIDE.before)
+
+
+@cache
+def _reserve_blas() -> None:
+    """OpenBLAS takes some 34 MB with its first large product, and where memory is short asks for
+    them for ever. So it gets them before tables do, for which there is a sentence."""
+    square = np.ones((512, 512), np.float32)
+    with one_blas_thread():
+        sgemm(1.0, square, square)
 
 
 @dataclass

@@ -107,7 +107,7 @@ def test_the_next_item_is_found_and_popularity_is_beaten(road: tuple[Path, str])
     assert lists["recall"] > 0.9 > 0.4 > lists["popular_recall"]
     [band] = lists["by_history"]  # all clicked as often
     assert band["events"] == "5-9" and band["recall"] == lists["recall"]
-    assert f"{USERS} with 5-9 events known" in said
+    assert re.search(rf"recall, 5-9 events known .* of {USERS} ", said)
     assert found["links"]["edges"] == USERS  # the test edges of clicks, and no others
     metrics = (folder / "run/checkpoint/metrics.jsonl").read_text().splitlines()
     assert len(metrics) == 8
