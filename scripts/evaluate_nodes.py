@@ -58,7 +58,7 @@ def main() -> None:
             print(f"{folder}: edges.tsv, labels.tsv")
             return
         lines = [line for seed in range(1, a.seeds + 1) for line in measured(a, folder, seed)]
-    print(json.dumps(over_seeds(lines)))
+    print(json.dumps(durable.without_nan(over_seeds(lines))))
 
 
 def _arguments() -> argparse.Namespace:
@@ -110,7 +110,7 @@ def measured(a: argparse.Namespace, folder: Path, seed: int) -> Iterator[Line]:
             "set": a.set,
             **facts(),
         }
-        print(json.dumps(line), flush=True)
+        print(json.dumps(durable.without_nan(line)), flush=True)
         yield line
 
 

@@ -41,7 +41,7 @@ from embedsvc.trained import Trained
 from embedsvc.training import outputs
 from embedsvc.training.trainer import METRICS
 from partitions import config as settings_file
-from partitions import importer
+from partitions import durable, importer
 from partitions.config import GraphConfig, Settings
 from partitions.errors import DataError, InputError
 from partitions.graph import Graph
@@ -63,7 +63,7 @@ def main() -> None:
         graph = Graph(folder / "graph")
         for pooling in a.poolings:
             line, report = measure(graph, settings, pooling, folder / pooling)
-            print(json.dumps(line), flush=True)
+            print(json.dumps(durable.without_nan(line)), flush=True)
         print(json.dumps(common(a, graph, settings, report)), flush=True)
 
 

@@ -19,9 +19,12 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
+SETTINGS = ["eval.classify.shares=[0.2,0.8]", "eval.classify.repeats=10"]
+
+
 @pytest.mark.slow
 def test_a_line_a_share_and_the_largest_over_seeds() -> None:
-    done = run("--quick", "--seeds", 2, "--set", "eval.classify.shares=[0.2,0.8]")
+    done = run("--quick", "--seeds", 2, "--set", *SETTINGS)
     assert done.returncode == 0, done.stderr
     *lines, last = map(json.loads, done.stdout.splitlines())
     assert [(line["seed"], line["share"]) for line in lines] == [
