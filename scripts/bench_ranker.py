@@ -5,7 +5,8 @@
     scripts/bench_ranker.py --only memory       30 million ids, and a table of 1 M x 256
     scripts/bench_ranker.py --quick             generated rows, without the peer: within a minute
 
-PEERS is an environment of its own: python3 -m venv PEERS && PEERS/bin/pip install deepctr-torch.
+PEERS is an environment of its own: python3 -m venv PEERS, then PEERS/bin/pip install deepctr-torch
+pyarrow requests.
 The peer is no dependency; without --peer-python it is left out.
 
 Both learn from the same rows and features (user, movie, gender, age, occupation, zip3, year, first
