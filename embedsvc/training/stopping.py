@@ -17,7 +17,8 @@ from typing import Any
 
 from embedsvc.config import EarlyStoppingConfig
 from embedsvc.evaluation.links import rank_links, sample
-from embedsvc.evaluation.recommend import evaluate_lists
+from embedsvc.evaluation.lists import Asked, judge
+from embedsvc.evaluation.sources import OfCheckpoint
 from embedsvc.trained import Trained
 from partitions import durable
 from partitions.checkpoint import Checkpoint
@@ -58,9 +59,10 @@ class Judge:
         _check_split(graph, known[graph.relation_id(relation)])
 
         def value() -> tuple[float, int]:
-            trained = Trained(graph, checkpoint.path, newest=True)
-            report = evaluate_lists(trained, relation, "valid", 20)
-            return report.recall if report.num_lists else 0.0, report.num_lists
+            trained = Trained(graph, checkpoint.path, newest=True).before("valid")
+            asked = Asked.of(graph, relation, "valid")
+            recall = judge(OfCheckpoint(trained, relation), asked, 20).values["recall@20"]
+            return float(recall.mean()) if len(asked) else 0.0, len(asked)
 
         return Judge("recall20", "lists", {"graph": graph.digest}, value)
 
