@@ -43,7 +43,20 @@ def files(
 ) -> dict[str, bytes]:
     """By path. data: `data_of` a graph, or what a ranker's rows are; metrics: as embedsvc eval left
     them, empty where it did not run."""
-    card = durable.without_nan(_card(name, created, data, settings, metrics, decision))
+    card = {
+        "format_version": FORMAT_VERSION,
+        "name": (settings.get("run") or {}).get("dir", ""),
+        "version": name,
+        "created": created,
+        "data": dict(data),
+        "config_digest": hashlib.sha256(durable.json_bytes(settings)).hexdigest(),
+        "settings": _differing(settings),
+        "seeds": dict(_seeds(settings)),
+        "software": _software(),
+        "metrics": dict(metrics),
+        "gate": decision.as_json(),
+    }
+    card = durable.without_nan(card)
     return {CARD: durable.json_bytes(card), PAGE: _page(card, decision).encode()}
 
 
@@ -65,29 +78,6 @@ def data_of(graph: Graph) -> dict[str, Any]:
             {key: source[key] for key in ("path", "bytes", "sha256") if key in source}
             for source in manifest.sources
         ],
-    }
-
-
-def _card(
-    name: str,
-    created: str,
-    data: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    metrics: Mapping[str, Any],
-    decision: Decision,
-) -> dict[str, Any]:
-    return {
-        "format_version": FORMAT_VERSION,
-        "name": (settings.get("run") or {}).get("dir", ""),
-        "version": name,
-        "created": created,
-        "data": dict(data),
-        "config_digest": hashlib.sha256(durable.json_bytes(settings)).hexdigest(),
-        "settings": _differing(settings),
-        "seeds": dict(_seeds(settings)),
-        "software": _software(),
-        "metrics": dict(metrics),
-        "gate": decision.as_json(),
     }
 
 
